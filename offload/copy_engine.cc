@@ -1,0 +1,286 @@
+#include "offload/copy_engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "offload/copy_plan.h"
+
+namespace cofs {
+namespace {
+
+size_t column(CopyPath path) { return static_cast<size_t>(path); }
+
+bool on_device(BlockRange range, uint64_t block_count) {
+  return range.count <= block_count && range.start <= block_count - range.count;
+}
+
+struct SubmitAwaiter {
+  Device& device;
+  IoRequest& request;
+  bool await_ready() { return false; }
+  void await_suspend(std::coroutine_handle<> awaiter) {
+    request.waiter = awaiter;
+    device.submit(request);
+  }
+  void await_resume() {}
+};
+
+}  // namespace
+
+struct CopyEngine::Operation {
+  uint64_t target_offset = 0;
+  uint64_t count = 0;
+  std::vector<BlockRange> sources;
+  uint64_t good = 0;  // the sum of blocks
+  std::array<uint64_t, kCopyPathCount> blocks{};
+  Result<> result;    // why good < count
+  // Paths that failed here, not yet charged for it: if the host cannot read the sources either, it
+  // was not their fault.
+  std::vector<std::pair<Path*, Error>> suspects;
+  bool source_failed = false;
+};
+
+struct CopyEngine::Gather {
+  Gather(Executor& executor, uint64_t target) : target_start(target), workers(executor) {}
+
+  void plan_whole(std::vector<BlockRange> sources, uint64_t count) {
+    Operation& operation = operations.emplace_back();
+    operation.count = count;
+    operation.sources = std::move(sources);
+  }
+  void plan_for(const CopyLimits& limits, std::span<const BlockRange> sources) {
+    const CopyPlan plan(sources, limits);
+    for (const CopyOperation& planned : plan.operations()) {
+      Operation& operation = operations.emplace_back();
+      operation.target_offset = planned.target_offset;
+      operation.count = planned.count;
+      const std::span<const BlockRange> own = plan.sources_of(planned);
+      operation.sources.assign(own.begin(), own.end());
+    }
+    stop_after = operations.size();
+  }
+  bool timed_out() const { return target_in_doubt; }
+
+  uint64_t target_start;
+  std::vector<Operation> operations;
+  size_t next = 0;
+  size_t stop_after = 1;  // the first operation that failed on all paths; later ones are of no use
+  bool target_in_doubt = false;
+  Error doubt;
+  WaitGroup workers;
+};
+
+CopyEngine::CopyEngine(Device& device, Executor& executor, BufferPool& buffers, Journal& journal,
+                       CopyEngineOptions options)
+    : device_(device),
+      executor_(executor),
+      journal_(journal),
+      options_(options),
+      host_(device, executor, buffers, options.host_chunk_blocks, options.host_in_flight) {
+  for (const CopyLimits& limits : device.geometry().copies) {
+    Path& path = paths_.emplace_back();
+    path.limits = limits;
+    path.allowed =
+        limits.path == CopyPath::kDevice ? options.allow_device : options.allow_host_file;
+    path.permits = std::make_unique<Semaphore>(executor, std::max(1U, limits.in_flight_max));
+  }
+}
+
+const CopyEngine::Path* CopyEngine::first_usable() const {
+  auto found = std::ranges::find_if(paths_, [](const Path& path) { return path.usable(); });
+  return found == paths_.end() ? nullptr : &*found;
+}
+
+CopyPath CopyEngine::preferred() const {
+  const Path* path = first_usable();
+  return path == nullptr ? CopyPath::kHost : path->limits.path;
+}
+
+// Ranges come from metadata, which may be wrong: a value, not an assertion.
+Result<> CopyEngine::check(std::span<const BlockRange> sources, uint64_t target_start) const {
+  const uint64_t block_count = device_.geometry().block_count;
+  uint64_t total = 0;
+  for (const BlockRange& source : sources) {
+    if (!on_device(source, block_count)) {
+      return fail(Code::kInvalid, "copy source off the device", source.start);
+    }
+    total += source.count;
+    if (total > block_count) break;  // no target can hold it; and no overflow
+  }
+  const BlockRange target{target_start, total};
+  if (!on_device(target, block_count)) {
+    return fail(Code::kInvalid, "copy target off the device", target_start);
+  }
+  for (const BlockRange& source : sources) {
+    if (source.count != 0 && source.start < target.end() && target.start < source.end()) {
+      return fail(Code::kInvalid, "copy source inside the target", source.start);
+    }
+  }
+  return {};
+}
+
+void CopyEngine::refuse(const Path& path, std::string_view reason) {
+  counters_.refused[path.limits.engine + ": " + std::string(reason)]++;
+}
+
+// A gather goes to the host because the device has nothing else: say why it has nothing.
+void CopyEngine::count_missing_paths() {
+  const std::vector<std::string>& reasons = device_.geometry().copy_refusals;
+  for (const std::string& reason : reasons) counters_.refused[reason]++;
+  if (reasons.empty()) counters_.refused["no copy engine offered"]++;
+}
+
+void CopyEngine::charge(Path& path, const Error& error) {
+  path.failures_in_row++;
+  if (path.demoted || path.failures_in_row < options_.failures_before_demotion) return;
+  path.demoted = true;
+  journal_.write(Severity::kWarning,
+                 "copy engine " + path.limits.engine + " is left until the next mount after " +
+                     std::to_string(path.failures_in_row) + " failures in a row, the last: " +
+                     describe(error) + "; copies go by " + std::string(name_of(preferred())));
+}
+
+Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64_t target_start) {
+  CopyOutcome outcome;
+  outcome.result = check(sources, target_start);
+  if (!outcome.result) co_return outcome;
+  std::vector<BlockRange> merged = merged_sources(sources);
+  if (merged.empty()) co_return outcome;
+
+  Gather run(executor_, target_start);
+  uint64_t workers = 1;
+  const Path* path = first_usable();
+  if (path != nullptr) {
+    run.plan_for(path->limits, merged);
+    workers = std::min<uint64_t>(std::max(1U, path->limits.in_flight_max), run.operations.size());
+  } else {
+    if (paths_.empty()) count_missing_paths();
+    const uint64_t count = blocks_in(merged);
+    run.plan_whole(std::move(merged), count);
+  }
+  run.workers.add(workers);
+  for (uint64_t i = 1; i < workers; i++) spawn(executor_, work(run));
+  co_await work(run);
+  co_await run.workers.wait();
+
+  for (const Operation& operation : run.operations) {
+    outcome.good_blocks += operation.good;
+    for (size_t i = 0; i < kCopyPathCount; i++) outcome.blocks[i] += operation.blocks[i];
+    if (operation.good < operation.count) {
+      outcome.result = operation.result;
+      break;
+    }
+  }
+  if (run.target_in_doubt) {
+    outcome.target_in_doubt = true;
+    outcome.result = fail(run.doubt);
+  }
+  co_return outcome;
+}
+
+Task<void> CopyEngine::work(Gather& run) {
+  while (!run.timed_out() && run.next < run.operations.size() && run.next <= run.stop_after) {
+    const size_t index = run.next++;
+    co_await copy_operation(run, index);
+  }
+  run.workers.done();
+}
+
+// Takes one operation along the paths, each continuing where the one before ended.
+Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
+  Operation& operation = run.operations[index];
+  std::vector<BlockRange> rest = operation.sources;
+  const uint64_t target_start = run.target_start + operation.target_offset;
+  operation.result = fail(Code::kNotSupported, "no copy path is allowed", target_start);
+  for (Path& path : paths_) {
+    if (rest.empty() || run.timed_out()) break;
+    if (!path.usable()) {
+      refuse(path, path.allowed ? "demoted" : "not allowed");
+      continue;
+    }
+    const uint64_t good =
+        co_await copy_by(path, run, operation, rest, target_start + operation.good);
+    operation.good += good;
+    rest = sources_after(rest, good);
+  }
+  if (!rest.empty() && options_.allow_host && !run.timed_out()) {
+    const uint64_t good =
+        co_await copy_by_host(run, operation, rest, target_start + operation.good);
+    operation.good += good;
+  }
+  if (operation.good < operation.count) run.stop_after = std::min(run.stop_after, index);
+  if (!operation.source_failed) {
+    for (auto& [path, error] : operation.suspects) charge(*path, error);
+  }
+  if (operation.good == operation.count) operation.result = Result<>();
+}
+
+// Copies a prefix of `sources` by one path, and returns its length. One operation after another: the
+// pieces are several only where an earlier path with wider limits has failed.
+Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation,
+                                   std::span<const BlockRange> sources, uint64_t target_start) {
+  const CopyPlan plan(sources, path.limits);
+  const size_t path_column = column(path.limits.path);
+  uint64_t copied = 0;
+  for (const CopyOperation& piece : plan.operations()) {
+    co_await path.permits->acquire();
+    if (path.demoted || run.timed_out()) {  // meanwhile
+      path.permits->release();
+      if (!run.timed_out()) refuse(path, "demoted");
+      co_return copied;
+    }
+    IoRequest request;
+    request.op = IoRequest::Op::kCopy;
+    request.copy_path = path.limits.path;
+    request.range = BlockRange{target_start + piece.target_offset, piece.count};
+    request.sources = plan.sources_of(piece);
+    request.timeout_ns = options_.timeout_ns;
+    counters_.operations[path_column]++;
+    co_await SubmitAwaiter{device_, request};
+    path.permits->release();
+
+    const uint64_t good = std::min(request.good_blocks, piece.count);
+    copied += good;
+    operation.blocks[path_column] += good;
+    counters_.bytes[path_column] += bytes_of_blocks(good);
+    if (request.result && good == piece.count) {
+      path.failures_in_row = 0;
+      continue;
+    }
+    const Error error = request.result ? Error(Code::kIo, "copy ended early", request.range.start)
+                                       : request.result.error();
+    operation.result = fail(error);
+    std::string reason(name_of(error.code));
+    if (*error.what != '\0') reason += std::string(", ") + error.what;
+    refuse(path, reason);
+    if (error.code == Code::kTimedOut) {
+      // The copy may still land: writing the same blocks another way would race with it.
+      run.target_in_doubt = true;
+      run.doubt = error;
+      charge(path, error);
+    } else {
+      operation.suspects.emplace_back(&path, error);
+    }
+    co_return copied;
+  }
+  co_return copied;
+}
+
+Task<uint64_t> CopyEngine::copy_by_host(Gather& run, Operation& operation,
+                                        std::span<const BlockRange> sources,
+                                        uint64_t target_start) {
+  const HostCopyResult host = co_await host_.copy(sources, target_start);
+  const size_t path_column = column(CopyPath::kHost);
+  counters_.operations[path_column] += host.operations;
+  counters_.bytes[path_column] += bytes_of_blocks(host.good_blocks);
+  operation.blocks[path_column] += host.good_blocks;
+  if (!host.result) operation.result = host.result;
+  operation.source_failed = host.source_failed;
+  if (host.target_in_doubt) {
+    run.target_in_doubt = true;
+    run.doubt = host.result.error();
+  }
+  co_return host.good_blocks;
+}
+
+}  // namespace cofs

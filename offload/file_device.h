@@ -1,0 +1,124 @@
+// FileDevice: the production Device, on an image file or a block device, by O_DIRECT where it can
+// be had.
+//
+// submit() only collects. The thread that collected a batch dispatches it after it left the
+// monitor: one small request with no company is done in place (inline), all others go to permanent
+// threads: reads and writes to threads that own a ring, flushes, discards and clones to workers.
+// See docs/ARCHITECTURE.md.
+//
+// Invariants. A request is in one list or one thread's hands; in_flight_ counts those whose waiter
+// was not posted, foreground_ those of them that an inline request would make wait (reads, writes,
+// flushes). A waiter may destroy the device: so the destructor joins the permanent threads, and
+// waits for the others, which count as dispatching_ until they touch the device no more.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "offload/device_copier.h"
+#include "offload/monitor.h"
+#include "offload/request_list.h"
+#include "offload/ring_thread.h"
+#include "offload/target.h"
+#include "offload/worker_threads.h"
+
+namespace cofs {
+
+struct FileDeviceOptions {
+  bool direct = true;        // O_DIRECT; without it the host's page cache holds all data once more
+  bool inline_io = true;     // reads and writes in place when alone (not over FUSE's io_uring)
+  bool inline_flush = true;  // the same for flushes
+  bool register_memory = true;  // the buffer pool's arena with the rings; pins all of it
+  uint32_t ring_threads = 2;    // the second takes over while the first runs the core
+  uint32_t ring_entries = 256;  // a power of two
+};
+
+struct FileDeviceCounters {
+  uint64_t inline_requests = 0;  // done by the thread that left the core
+  uint64_t handed_over = 0;      // done by a permanent thread
+};
+
+class FileDevice final : public Device, private RequestSink {
+ public:
+  // The journal must take lines from any thread. `target` must be open for writing if anything is
+  // to be written. What cannot be had (O_DIRECT, io_uring, registered memory) is replaced, with a
+  // journal line. Errors: kInvalid, kNotSupported (see geometry_of), kIo.
+  static Result<std::unique_ptr<FileDevice>> open(OpenedTarget target, Monitor& monitor,
+                                                  BufferPool& buffers, Journal& journal,
+                                                  const FileDeviceOptions& options);
+  // REQUIRES: no request is in flight; not called by one of the device's threads, inside the core,
+  // or by a Deferred.
+  ~FileDevice() override;
+
+  const DeviceGeometry& geometry() const override { return geometry_; }
+  void submit(IoRequest& request) override;
+
+  // Another way of copying, to be preferred to those that are there; before the first request only.
+  void add_copier(std::unique_ptr<DeviceCopier> copier);
+  void add_copy_refusal(std::string reason);
+
+  OpenedTarget& target() { return target_; }
+  FileDeviceCounters counters() const;
+
+ private:
+  // What one thread collected in one stay in the monitor; frees itself.
+  class Batch;
+  // Larger I/O takes long enough for the way through a thread not to matter.
+  static constexpr uint64_t kInlineBlocksMax = blocks_of_bytes(128 * 1024);
+  // After company was seen, this many requests are not done inline.
+  static constexpr int32_t kBurstRequests = 32;
+  // As many failures are told one by one; the counters of the store go on.
+  static constexpr uint32_t kFailureLinesMax = 20;
+  static constexpr uint32_t kSubstituteWorkers = 8;  // in place of the rings
+
+  FileDevice(OpenedTarget target, Monitor& monitor, Journal& journal,
+             const FileDeviceOptions& options);
+  void enable_direct_io(BufferPool& buffers);
+  void start_threads(std::span<std::byte> memory);
+  void probe_copiers();
+
+  void dispatch(RequestList requests, uint32_t count);
+  Result<> check(const IoRequest& request) const;
+  bool may_be_inline(const IoRequest& request);
+  void serve_inline(IoRequest& request);
+  void submit_transfers(RequestList& transfers);
+  void serve_transfer(IoRequest& request);
+  void serve_flush(IoRequest& request);
+  void serve_discard(IoRequest& request);
+  DeviceCopier* copier_of(CopyPath path) const;
+
+  void finish(IoRequest& request);
+  void finished(std::span<IoRequest* const> requests) override;
+  void transfer_failed(const IoRequest& request, int error_number) override;
+  void report_failure(const char* what, uint64_t block, int error_number);
+
+  OpenedTarget target_;
+  Monitor& monitor_;
+  Journal& journal_;
+  const FileDeviceOptions options_;
+  DeviceGeometry geometry_;
+
+  // Inside the core.
+  Batch* batch_ = nullptr;  // valid while batch_entry_ is the monitor's
+  uint64_t batch_entry_ = 0;
+
+  std::atomic<uint32_t> in_flight_{0};
+  std::atomic<uint32_t> foreground_{0};
+  std::atomic<uint32_t> dispatching_{0};
+  std::atomic<int32_t> burst_left_{0};
+  std::atomic<bool> discard_refused_{false};
+  std::atomic<uint32_t> failures_{0};
+  std::atomic<uint64_t> inline_requests_{0};
+  std::atomic<uint64_t> handed_over_{0};
+
+  std::vector<std::unique_ptr<DeviceCopier>> copiers_;
+  std::unique_ptr<WorkerThreads> flusher_;
+  std::unique_ptr<WorkerThreads> discarder_;
+  std::unique_ptr<WorkerThreads> substitutes_;  // only where there is no io_uring
+  std::vector<std::unique_ptr<RingThread>> ring_threads_;
+};
+
+}  // namespace cofs

@@ -1,0 +1,115 @@
+#include "offload/uring.h"
+
+#include <liburing.h>
+
+#include <algorithm>
+#include <cerrno>
+
+namespace cofs {
+
+Ring::Ring() : ring_(std::make_unique<io_uring>()) {}
+
+Ring::~Ring() {
+  if (ready_) io_uring_queue_exit(ring_.get());
+}
+
+std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries) {
+  struct Flavour {
+    uint32_t flags;
+    const char* name;
+  };
+  constexpr Flavour kFlavours[] = {
+      {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, "single_issuer+defer_taskrun"},
+      {IORING_SETUP_COOP_TASKRUN, "coop_taskrun"},
+      {0, "plain"},
+  };
+  std::unique_ptr<Ring> ring(new Ring);
+  int error = 0;
+  for (const Flavour& flavour : kFlavours) {
+    io_uring_params params{};
+    params.flags = flavour.flags;
+    error = -io_uring_queue_init_params(entries, ring->ring_.get(), &params);
+    if (error == 0) {
+      ring->ready_ = true;
+      ring->flavour_ = flavour.name;
+      return ring;
+    }
+    if (error != EINVAL) break;  // not a matter of flags
+  }
+  return std::unexpected(error);
+}
+
+int Ring::register_memory(std::span<std::byte> memory) {
+  std::vector<iovec> pieces;
+  for (uint64_t at = 0; at < memory.size(); at += kRegisteredBytesMax) {
+    pieces.push_back({memory.data() + at, std::min(memory.size() - at, kRegisteredBytesMax)});
+  }
+  if (pieces.empty()) return 0;
+  int error =
+      -io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
+  if (error == 0) registered_ = std::move(pieces);
+  return error;
+}
+
+int Ring::registered_index(const iovec& vector) const {
+  const auto* begin = static_cast<const std::byte*>(vector.iov_base);
+  for (size_t i = 0; i < registered_.size(); i++) {
+    const auto* base = static_cast<const std::byte*>(registered_[i].iov_base);
+    if (begin >= base && begin + vector.iov_len <= base + registered_[i].iov_len) {
+      return static_cast<int>(i);
+    }
+  }
+  return -1;
+}
+
+bool Ring::read(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag) {
+  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  if (entry == nullptr) return false;
+  const iovec& first = vectors.front();
+  int index = vectors.size() == 1 ? registered_index(first) : -1;
+  if (index >= 0) {
+    io_uring_prep_read_fixed(entry, fd, first.iov_base, static_cast<unsigned>(first.iov_len),
+                             offset, index);
+  } else {
+    io_uring_prep_readv(entry, fd, vectors.data(), static_cast<unsigned>(vectors.size()), offset);
+  }
+  io_uring_sqe_set_data(entry, tag);
+  return true;
+}
+
+bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag) {
+  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  if (entry == nullptr) return false;
+  const iovec& first = vectors.front();
+  int index = vectors.size() == 1 ? registered_index(first) : -1;
+  if (index >= 0) {
+    io_uring_prep_write_fixed(entry, fd, first.iov_base, static_cast<unsigned>(first.iov_len),
+                              offset, index);
+  } else {
+    io_uring_prep_writev(entry, fd, vectors.data(), static_cast<unsigned>(vectors.size()), offset);
+  }
+  io_uring_sqe_set_data(entry, tag);
+  return true;
+}
+
+int Ring::submit(bool wait) {
+  int outcome =
+      wait ? io_uring_submit_and_wait(ring_.get(), 1) : io_uring_submit_and_get_events(ring_.get());
+  return outcome < 0 ? -outcome : 0;
+}
+
+uint32_t Ring::reap(std::span<RingCompletion> completions) {
+  uint32_t count = 0;
+  unsigned head = 0;
+  io_uring_cqe* entry = nullptr;
+  io_uring_for_each_cqe(ring_.get(), head, entry) {
+    if (count == completions.size()) break;
+    completions[count].tag = io_uring_cqe_get_data(entry);
+    completions[count].outcome = entry->res;
+    count++;
+  }
+  io_uring_cq_advance(ring_.get(), count);
+  return count;
+}
+
+}  // namespace cofs

@@ -1,0 +1,69 @@
+// Ring: an io_uring for reads and writes, owned by one thread. The only place where liburing
+// enters.
+//
+// All calls, creation included, are made by the thread that waits on the ring: then completions are
+// reaped in that thread's own time and wake nobody else (SINGLE_ISSUER, DEFER_TASKRUN; on kernels
+// before 6.1 the ring goes without them and is only slower).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <expected>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+struct io_uring;
+
+namespace cofs {
+
+struct RingCompletion {
+  void* tag = nullptr;
+  int32_t outcome = 0;  // bytes, or a negative errno
+};
+
+class Ring {
+ public:
+  // Room for `entries` operations in flight. The error is an errno.
+  static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries);
+  ~Ring();
+  Ring(const Ring&) = delete;
+
+  // Registers memory, so that I/O wholly within it spares the kernel to look up its pages. All of
+  // it is pinned, and so resident, from now on. 0, or an errno: I/O then goes on unregistered.
+  int register_memory(std::span<std::byte> memory);
+
+  // Each takes one entry, and is started by the next submit(). False when no entry is free: submit
+  // first. `vectors` and what they point to stay untouched until the completion; `offset` is in
+  // bytes.
+  bool read(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag);
+  bool write(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag);
+
+  // Starts what was queued, and waits for one completion if `wait`. 0 or an errno; EINTR, EAGAIN
+  // and EBUSY mean: reap what is there and call again.
+  int submit(bool wait);
+
+  // Takes completions into `completions`, as many as are there; returns how many.
+  uint32_t reap(std::span<RingCompletion> completions);
+
+  // For reports: "single_issuer+defer_taskrun", "plain".
+  const char* flavour() const { return flavour_; }
+
+ private:
+  // Of a registered piece of memory: the kernel takes at most 1 GiB in one.
+  static constexpr uint64_t kRegisteredBytesMax = uint64_t{1} << 30;
+
+  Ring();
+  // The index of the registered piece that holds all of `vector`, or -1.
+  int registered_index(const iovec& vector) const;
+
+  std::unique_ptr<io_uring> ring_;
+  bool ready_ = false;
+  std::vector<iovec> registered_;
+  const char* flavour_ = "";
+};
+
+}  // namespace cofs
