@@ -1,0 +1,209 @@
+// Commits: everything done so far becomes durable with one flush.
+//
+// Under the apply lock: ask the client for what is only in memory, apply it, put all pending records
+// into log chunks. After the lock: the chunks and the data go out together, then one flush. Callers
+// that arrive meanwhile share the next commit. Small data goes into the chunk itself, so that a small
+// fsync is one write and one flush.
+
+#include <algorithm>
+
+#include "blockmap/store_impl.h"
+
+namespace cofs {
+namespace {
+
+constexpr uint64_t kLogPayloadBlocksMax = 32;  // 128 KiB; more goes to the DATA stream
+constexpr uint64_t kRecordSlackBytes = 512;
+
+// Bytes of the records that placing a run makes: one vmap and one extent record per 256 blocks.
+uint64_t placement_record_bytes(const DataRun& run) {
+  const uint64_t parts = run.count / ondisk::kVmapBlocksMax + 2;
+  return parts * (2 * sizeof(ondisk::RecordHeader) + sizeof(ondisk::RecordInsertVmap) +
+                  sizeof(ondisk::RecordMapExtent)) +
+         uint64_t{run.count} * sizeof(le32);
+}
+
+}  // namespace
+
+Task<Result<>> Store::Impl::collect_and_apply() {
+  if (client == nullptr) co_return Result<>();
+  Transaction data(store, Mutex::Guard(), Reservation());
+  client->collect_data(data);
+  bool into_log = false;
+  const uint64_t blocks = data.data_blocks();
+  const bool plenty = segments.usable_count() * 4 > geometry.segment_count;
+  if (blocks > 0 && blocks <= kLogPayloadBlocksMax && plenty) {
+    uint64_t record_bytes = pending_records.size() + kRecordSlackBytes;
+    for (const Transaction::State::Op& op : data.state_->ops) {
+      record_bytes += op.run.buffer ? placement_record_bytes(op.run)
+                                    : sizeof(ondisk::RecordHeader) + sizeof(ondisk::RecordMapExtent) +
+                                          sizeof(ondisk::Key) + op.value.size();
+    }
+    const uint64_t inode_bytes = client->inode_bytes_bound();
+    if (inode_bytes < 65536 && record_bytes + inode_bytes < 61440) {
+      record_bytes += inode_bytes;
+      if (!log_payload_fits(blocks, record_bytes)) {
+        auto advanced = co_await advance_log();
+        COFS_CO_TRY(advanced);
+      }
+      if (log_payload_fits(blocks, record_bytes)) {
+        const OpenSegment& log = streams[static_cast<size_t>(ondisk::Stream::kLog)];
+        log_payload = std::make_unique<ChunkWrite>();
+        log_payload->stream = ondisk::Stream::kLog;
+        log_payload->segment = log.segment;
+        log_payload->generation = log.generation;
+        log_payload->block = log.next_block;
+        log_payload->header_blocks = chunk_header_blocks(blocks, record_bytes);
+        into_log = true;
+      }
+    }
+  }
+  auto applied = co_await apply(*data.state_, into_log);
+  if (!applied) {
+    // The client gave this data away; it can't be kept in order with what comes later.
+    if (!shut_down) fail_store(applied.error(), "data could not be placed");
+    log_payload.reset();
+    co_return applied;
+  }
+  Transaction inodes(store, Mutex::Guard(), Reservation());
+  client->collect_inodes(inodes);
+  applied = co_await apply(*inodes.state_, false);
+  if (!applied && !shut_down) fail_store(applied.error(), "inodes could not be recorded");
+  co_return applied;
+}
+
+Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
+  if (client != nullptr) {
+    auto flushed = co_await client->flush_dirty_data();
+    COFS_CO_TRY(flushed);
+  }
+  auto guard = co_await apply_lock.lock();
+  auto writable = check_writable();
+  COFS_CO_TRY(writable);
+  const uint64_t served = commit_requests;
+  const bool was_idle = pending_records.empty();
+  if (!was_idle || freeze != nullptr || client != nullptr) {
+    auto prepared = co_await prepare_log();
+    COFS_CO_TRY(prepared);
+  }
+  auto collected = co_await collect_and_apply();
+  COFS_CO_TRY(collected);
+  if (freeze != nullptr) {
+    auto cleaned = co_await clean_node_segments();
+    COFS_CO_TRY(cleaned);
+  }
+  std::vector<LogChunk> chunks;
+  bool any = false;
+  auto composed = co_await compose_log(&chunks, &any);
+  if (!composed) {
+    fail_store(composed.error(), "the log could not be continued");
+    co_return composed;
+  }
+  const uint64_t this_commit = commit_number;
+  if (freeze != nullptr) {
+    auto frozen = co_await freeze_tree(freeze);
+    if (!frozen) {
+      if (!shut_down) fail_store(frozen.error(), "a checkpoint could not be prepared");
+      co_return frozen;
+    }
+  }
+  const uint64_t data_ordinal = write_ordinal;
+  guard.release();
+  unflushed_data_blocks = 0;
+
+  for (size_t i = 0; i + 1 < chunks.size(); i++) {
+    spawn(env.executor, write_log_chunk(&chunks[i], begin_write()));
+  }
+  const uint64_t ordinal = write_ordinal;
+  if (!chunks.empty()) {
+    LogChunk& last = chunks.back();
+    auto written = co_await write_retrying(last.range, &last.pieces);
+    if (!written && !shut_down) fail_store(written.error(), "the log could not be written");
+    finish_tickets(last.tickets, written);
+  }
+  co_await wait_for_writes(std::max(ordinal, data_ordinal));
+  if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
+  if (any || ordinal != flushed_ordinal) {
+    auto flushed = co_await env.device.flush();
+    if (!flushed) {
+      // A flush that failed says nothing about which writes are durable: there is no way on.
+      fail_store(flushed.error(), "the device could not flush");
+      co_return fail(Code::kShutdown, "the device could not flush");
+    }
+    counters.flushes++;
+    flushed_ordinal = std::max(flushed_ordinal, ordinal);
+  }
+  durable_commit = std::max(durable_commit, this_commit);
+  commits_served = std::max(commits_served, served);
+  release_segments();
+  co_return Result<>();
+}
+
+Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {
+  auto written = co_await write_retrying(chunk->range, &chunk->pieces);
+  if (!written && !shut_down) fail_store(written.error(), "the log could not be written");
+  finish_tickets(chunk->tickets, written);
+  end_write(ordinal);
+}
+
+// Segments that nothing can need any more: discarded, if the device can, then usable again.
+void Store::Impl::release_segments() {
+  std::vector<uint64_t> released =
+      segments.release_held(durable_commit, volume.commit, volume.sequence);
+  if (released.empty()) return;
+  counters.segments_freed += released.size();
+  if (options.discard && env.device.geometry().can_discard) {
+    discards_running++;
+    tasks_running++;
+    spawn(env.executor, discard_segments(std::move(released)));
+    return;
+  }
+  for (uint64_t segment : released) segments.add_usable(segment);
+}
+
+Task<> Store::Impl::discard_segments(std::vector<uint64_t> released) {
+  size_t i = 0;
+  while (i < released.size()) {
+    size_t n = 1;
+    while (i + n < released.size() && released[i + n] == released[i] + n) n++;
+    BlockRange range;
+    range.start = geometry.block_of_segment(released[i]);
+    range.count = n * geometry.segment_blocks;
+    if (!shut_down) {
+      auto discarded = co_await env.device.discard(range);
+      if (discarded) counters.discarded_bytes += bytes_of_blocks(range.count);
+    }
+    for (size_t k = 0; k < n; k++) segments.add_usable(released[i + k]);
+    i += n;
+  }
+  discards_running--;
+  tasks_running--;
+  task_done.notify_all();
+}
+
+Task<> Store::Impl::wait_for_discards() {
+  while (discards_running != 0) co_await task_done.wait();
+}
+
+Task<Result<>> Store::commit() {
+  Impl& store = *impl_;
+  if (store.options.read_only) co_return Result<>();
+  const uint64_t request = ++store.commit_requests;
+  while (true) {
+    if (store.commits_served >= request) co_return Result<>();
+    auto writable = store.check_writable();
+    COFS_CO_TRY(writable);
+    if (store.committing) {
+      co_await store.commit_done.wait();
+      continue;
+    }
+    store.committing = true;
+    auto result = co_await store.run_commit(nullptr);
+    store.committing = false;
+    store.commit_done.notify_all();
+    if (store.log_over_limit(1)) store.kick_background();
+    COFS_CO_TRY(result);
+  }
+}
+
+}  // namespace cofs

@@ -1,0 +1,348 @@
+// The mapping side of the store: file ranges to virtual blocks, virtual blocks to places, references.
+//
+// The same functions run for live transactions and for replay. Readers run between any two steps, so
+// every step leaves the mapping of unaffected blocks complete: what remains of a record that is cut is
+// put under its new key before the old key is changed, and a reader that sees both takes the first.
+
+#include <algorithm>
+#include <cstring>
+
+#include "blockmap/records.h"
+#include "blockmap/store_impl.h"
+
+namespace cofs {
+
+Hold Store::Impl::current_hold() const {
+  Hold hold;
+  if (replaying) {
+    hold.checkpoint = checkpoint_sequence + 1;  // the one that ends recovery
+  } else {
+    hold.commit = commit_number + 1;
+  }
+  return hold;
+}
+
+Task<Result<>> Store::Impl::apply_put(Key key, Bytes value) {
+  if (key.type == ondisk::KeyType::kInode) {
+    auto old = co_await tree.get(key);
+    COFS_CO_TRY(old);
+    if (!old->has_value()) inode_count++;
+  }
+  auto put = co_await tree.put(key, value);
+  co_return put;
+}
+
+Task<Result<>> Store::Impl::apply_erase(Key key) {
+  auto erased = co_await tree.erase(key);
+  COFS_CO_TRY(erased);
+  if (*erased && key.type == ondisk::KeyType::kInode) inode_count--;
+  co_return Result<>();
+}
+
+namespace {
+
+struct FileExtent {
+  uint64_t file_block = 0;
+  ExtentValue value;
+  uint64_t end() const { return file_block + value.count; }
+};
+
+// The extents of `ino` that overlap [file_block, end), at most `limit`.
+Task<Result<std::vector<FileExtent>>> overlapping_extents(BTree& tree, uint64_t ino,
+                                                          uint64_t file_block, uint64_t end,
+                                                          uint64_t limit) {
+  std::vector<FileExtent> found;
+  Result<> parsed;
+  auto before = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
+  COFS_CO_TRY(before);
+  uint64_t from = file_block;
+  if (before->has_value()) {
+    FileExtent extent;
+    extent.file_block = (*before)->key.offset;
+    auto value = parse_extent((*before)->value);
+    COFS_CO_TRY(value);
+    extent.value = *value;
+    if (extent.end() > file_block) found.push_back(extent);
+    if (extent.file_block == file_block) from = file_block + 1;
+  }
+  if (found.size() < limit && from < end) {
+    auto scanned = co_await tree.scan(
+        Key::extent(ino, from), Key::extent(ino, end), limit - found.size(),
+        [&](const Key& key, Bytes bytes) {
+          auto value = parse_extent(bytes);
+          if (!value) {
+            parsed = fail(value.error());
+            return false;
+          }
+          FileExtent extent;
+          extent.file_block = key.offset;
+          extent.value = *value;
+          found.push_back(extent);
+          return true;
+        });
+    COFS_CO_TRY(scanned);
+    COFS_CO_TRY(parsed);
+  }
+  co_return found;
+}
+
+}  // namespace
+
+Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, uint64_t count,
+                                             uint64_t virtual_block, uint32_t flags) {
+  constexpr uint64_t kBatch = 256;
+  const uint64_t end = file_block + count;
+  int64_t delta = 0;
+  const bool maps = virtual_block != 0 || (flags & ondisk::kExtentUnwritten) != 0;
+  // Cut what was there, batch by batch (each batch removes what it saw).
+  while (true) {
+    auto extents = co_await overlapping_extents(tree, ino, file_block, end, kBatch);
+    COFS_CO_TRY(extents);
+    for (const FileExtent& extent : *extents) {
+      const uint64_t cut_start = std::max(extent.file_block, file_block);
+      const uint64_t cut_end = std::min(extent.end(), end);
+      if (extent.end() > end) {
+        auto put = co_await tree.put(Key::extent(ino, end),
+                                     encode_extent(extent.value.tail(end - extent.file_block)));
+        COFS_CO_TRY(put);
+      }
+      if (extent.file_block < file_block) {
+        auto put = co_await tree.put(Key::extent(ino, extent.file_block),
+                                     encode_extent(extent.value.head(file_block - extent.file_block)));
+        COFS_CO_TRY(put);
+      } else {
+        auto erased = co_await tree.erase(Key::extent(ino, extent.file_block));
+        COFS_CO_TRY(erased);
+      }
+      delta -= static_cast<int64_t>(cut_end - cut_start);
+      if (extent.value.virtual_block != 0) {
+        auto dropped = co_await drop_virtual(
+            extent.value.virtual_block + (cut_start - extent.file_block), cut_end - cut_start,
+            (extent.value.flags & ondisk::kExtentMaybeShared) != 0);
+        COFS_CO_TRY(dropped);
+      }
+    }
+    if (extents->size() < kBatch) break;
+  }
+  if (maps) {
+    delta += static_cast<int64_t>(count);
+    uint64_t done = 0;
+    while (done < count) {
+      ExtentValue value;
+      value.count = static_cast<uint32_t>(std::min<uint64_t>(count - done, ondisk::kExtentBlocksMax));
+      value.flags = flags;
+      value.virtual_block = virtual_block == 0 ? 0 : virtual_block + done;
+      uint64_t start = file_block + done;
+      done += value.count;
+      // Grow the left neighbour instead, where the two are one run.
+      auto left = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, start));
+      COFS_CO_TRY(left);
+      if (left->has_value()) {
+        auto neighbour = parse_extent((*left)->value);
+        COFS_CO_TRY(neighbour);
+        if ((*left)->key.offset + neighbour->count == start && neighbour->continues_with(value)) {
+          value = neighbour->grown(value.count);
+          start = (*left)->key.offset;
+        }
+      }
+      auto right = co_await tree.get(Key::extent(ino, start + value.count));
+      COFS_CO_TRY(right);
+      bool erase_right = false;
+      const uint64_t right_key = start + value.count;
+      if (right->has_value()) {
+        auto neighbour = parse_extent(**right);
+        COFS_CO_TRY(neighbour);
+        if (value.continues_with(*neighbour)) {
+          value = value.grown(neighbour->count);
+          erase_right = true;
+        }
+      }
+      auto put = co_await tree.put(Key::extent(ino, start), encode_extent(value));
+      COFS_CO_TRY(put);
+      if (erase_right) {
+        auto erased = co_await tree.erase(Key::extent(ino, right_key));
+        COFS_CO_TRY(erased);
+      }
+    }
+  }
+  if (delta != 0 && client != nullptr && !replaying) client->mapped_blocks_changed(ino, delta);
+  co_return Result<>();
+}
+
+Task<Result<>> Store::Impl::apply_insert_vmap(uint64_t virtual_block, uint64_t physical_block,
+                                              uint32_t generation,
+                                              const std::vector<uint32_t>* checksums) {
+  VmapValue value;
+  value.physical_block = physical_block;
+  value.generation = generation;
+  value.checksums = *checksums;
+  auto put = co_await tree.put(Key::vmap(virtual_block), encode_vmap(value));
+  COFS_CO_TRY(put);
+  const auto blocks = static_cast<int64_t>(checksums->size());
+  auto counted =
+      co_await segments.add_live(geometry.segment_of_block(physical_block), blocks, current_hold());
+  COFS_CO_TRY(counted);
+  live_data_blocks += checksums->size();
+  co_return Result<>();
+}
+
+Task<Result<>> Store::Impl::free_virtual(uint64_t virtual_block, uint64_t count) {
+  const uint64_t end = virtual_block + count;
+  uint64_t at = virtual_block;
+  while (at < end) {
+    auto found = co_await tree.last_at_or_before(Key::vmap(0), Key::vmap(at));
+    COFS_CO_TRY(found);
+    if (!found->has_value()) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    const uint64_t start = (*found)->key.id;
+    auto value = parse_vmap((*found)->value, geometry);
+    COFS_CO_TRY(value);
+    const uint64_t record_end = start + value->checksums.size();
+    if (record_end <= at) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    const uint64_t cut_end = std::min(record_end, end);
+    if (record_end > cut_end) {
+      auto put = co_await tree.put(Key::vmap(cut_end),
+                                   encode_vmap(value->part(cut_end - start, record_end - cut_end)));
+      COFS_CO_TRY(put);
+    }
+    if (start < at) {
+      auto put = co_await tree.put(Key::vmap(start), encode_vmap(value->part(0, at - start)));
+      COFS_CO_TRY(put);
+    } else {
+      auto erased = co_await tree.erase(Key::vmap(start));
+      COFS_CO_TRY(erased);
+    }
+    const auto freed = static_cast<int64_t>(cut_end - at);
+    auto counted = co_await segments.add_live(geometry.segment_of_block(value->physical_block),
+                                              -freed, current_hold());
+    COFS_CO_TRY(counted);
+    if (live_data_blocks < cut_end - at) {
+      co_return fail(Code::kCorrupt, "the count of live blocks does not add up");
+    }
+    live_data_blocks -= cut_end - at;
+    at = cut_end;
+  }
+  co_return Result<>();
+}
+
+// Drops one reference from each block; blocks without another reference are freed.
+Task<Result<>> Store::Impl::drop_virtual(uint64_t virtual_block, uint64_t count,
+                                         bool maybe_shared) {
+  if (!maybe_shared) {
+    auto freed = co_await free_virtual(virtual_block, count);
+    co_return freed;
+  }
+  const uint64_t end = virtual_block + count;
+  uint64_t at = virtual_block;
+  while (at < end) {
+    auto found = co_await find_vref(tree, at, end);
+    COFS_CO_TRY(found);
+    if (!found->has_value()) {
+      auto freed = co_await free_virtual(at, end - at);
+      co_return freed;
+    }
+    const VrefRange ref = **found;  // the first one that overlaps [at, end)
+    if (ref.start > at) {
+      auto freed = co_await free_virtual(at, ref.start - at);
+      COFS_CO_TRY(freed);
+      at = ref.start;
+    }
+    const uint64_t cut_end = std::min(ref.end(), end);
+    auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references - 1);
+    COFS_CO_TRY(changed);
+    at = cut_end;
+  }
+  co_return Result<>();
+}
+
+Task<Result<>> Store::Impl::apply_add_references(uint64_t virtual_block, uint64_t count) {
+  const uint64_t end = virtual_block + count;
+  uint64_t at = virtual_block;
+  while (at < end) {
+    auto found = co_await find_vref(tree, at, end);
+    COFS_CO_TRY(found);
+    const uint64_t gap_end = found->has_value() ? (*found)->start : end;
+    if (gap_end > at) {  // exactly one reference so far
+      VrefRange fresh(at, gap_end - at, 2);
+      auto put = co_await tree.put(Key::vref(at), encode_vref(fresh));
+      COFS_CO_TRY(put);
+      at = gap_end;
+    }
+    if (!found->has_value()) break;
+    const VrefRange ref = **found;
+    if (ref.references == UINT32_MAX) co_return fail(Code::kTooManyLinks, "references to a block");
+    const uint64_t cut_end = std::min(ref.end(), end);
+    auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references + 1);
+    COFS_CO_TRY(changed);
+    at = cut_end;
+  }
+  co_return Result<>();
+}
+
+Task<Result<>> Store::Impl::apply_record(const Record& record) {
+  Bytes body = record.body;
+  const auto malformed = [] { return fail(Code::kCorrupt, "log record: malformed"); };
+  switch (record.type) {
+    case ondisk::RecordType::kPut:
+    case ondisk::RecordType::kErase: {
+      ondisk::Key encoded;
+      if (body.size() < sizeof(encoded)) co_return malformed();
+      std::memcpy(&encoded, body.data(), sizeof(encoded));
+      const Bytes value = body.subspan(sizeof(encoded));
+      if (value.size() > ondisk::kValueBytesMax) co_return malformed();
+      const Key key = Key::decode(encoded);
+      if (key.space == ondisk::KeySpace::kFiles) next_inode = std::max(next_inode, key.id + 1);
+      if (record.type == ondisk::RecordType::kPut) {
+        auto put = co_await apply_put(key, value);
+        co_return put;
+      }
+      if (!value.empty()) co_return malformed();
+      auto erased = co_await apply_erase(key);
+      co_return erased;
+    }
+    case ondisk::RecordType::kMapExtent: {
+      ondisk::RecordMapExtent in;
+      if (body.size() != sizeof(in)) co_return malformed();
+      std::memcpy(&in, body.data(), sizeof(in));
+      if (in.count == 0 || in.file_block + in.count < in.file_block ||
+          (in.flags & ~ondisk::kExtentFlagsKnown) != 0) {
+        co_return malformed();
+      }
+      if (in.virtual_block != 0) next_virtual = std::max(next_virtual, in.virtual_block + in.count);
+      auto mapped =
+          co_await apply_map_extent(in.ino, in.file_block, in.count, in.virtual_block, in.flags);
+      co_return mapped;
+    }
+    case ondisk::RecordType::kInsertVmap: {
+      auto in = parse_insert_vmap(body, geometry);
+      COFS_CO_TRY(in);
+      next_virtual = std::max(next_virtual, in->virtual_block + in->checksums.size());
+      auto inserted = co_await apply_insert_vmap(in->virtual_block, in->physical_block,
+                                                 in->generation, &in->checksums);
+      co_return inserted;
+    }
+    case ondisk::RecordType::kOpenSegment: {
+      ondisk::RecordOpenSegment in;
+      if (body.size() != sizeof(in)) co_return malformed();
+      std::memcpy(&in, body.data(), sizeof(in));
+      if (in.stream >= ondisk::kStreamCount) co_return malformed();
+      const auto stream = static_cast<ondisk::Stream>(in.stream);
+      auto opened = co_await segments.open_named(in.segment, in.generation, stream, in.age);
+      COFS_CO_TRY(opened);
+      replayed_open_segments.insert(in.segment);
+      co_return Result<>();
+    }
+    case ondisk::RecordType::kAddReferences: {
+      ondisk::RecordAddReferences in;
+      if (body.size() != sizeof(in)) co_return malformed();
+      std::memcpy(&in, body.data(), sizeof(in));
+      if (in.count == 0 || in.virtual_block == 0) co_return malformed();
+      auto added = co_await apply_add_references(in.virtual_block, in.count);
+      co_return added;
+    }
+    case ondisk::RecordType::kMoveVmap: break;
+  }
+  co_return fail(Code::kUnknownFeature, "log record: unknown type",
+                 static_cast<uint64_t>(record.type));
+}
+
+}  // namespace cofs

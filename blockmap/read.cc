@@ -1,0 +1,308 @@
+// Reading: mappings, and blocks by virtual number, verified against the checksums in the vmap.
+
+#include <algorithm>
+#include <array>
+
+#include "blockmap/records.h"
+#include "blockmap/store_impl.h"
+
+namespace cofs {
+namespace {
+
+constexpr uint64_t kVerifyInsideMax = 4;  // blocks hashed inside the core; more goes outside
+constexpr size_t kPiecesInFlightMax = 32;
+
+// A physically contiguous part of a read.
+struct ReadPiece {
+  BlockRange physical;
+  uint64_t virtual_block = 0;
+  std::byte* target = nullptr;
+  std::vector<uint32_t> checksums;
+  Result<> result;
+};
+
+Result<> verify_piece(const ReadPiece& piece, uint64_t volume_key) {
+  for (uint64_t i = 0; i < piece.physical.count; i++) {
+    const uint64_t hash = block_hash(piece.target + bytes_of_blocks(i));
+    if (key_block_checksum(hash, piece.virtual_block + i, volume_key) != piece.checksums[i]) {
+      return fail(Code::kChecksum, "file data: checksum", piece.physical.start + i);
+    }
+  }
+  return {};
+}
+
+Task<> read_piece(Store::Impl* store, ReadPiece* piece) {
+  const std::array<MemoryPiece, 1> memory = {
+      MemoryPiece{piece->target, static_cast<uint32_t>(piece->physical.count)}};
+  piece->result = co_await store->env.device.read(piece->physical, memory);
+  if (!piece->result) co_return;
+  store->counters.read_bytes += bytes_of_blocks(piece->physical.count);
+  if (piece->physical.count <= kVerifyInsideMax) {
+    piece->result = verify_piece(*piece, store->geometry.volume_key);
+  } else {
+    co_await outside(store->env.executor, [&] {
+      piece->result = verify_piece(*piece, store->geometry.volume_key);
+    });
+  }
+  if (!piece->result) {
+    store->counters.checksum_failures++;
+    store->env.journal.write(Severity::kError, describe(piece->result.error()));
+  }
+}
+
+Task<> read_piece_for(Store::Impl* store, ReadPiece* piece, WaitGroup* group) {
+  co_await read_piece(store, piece);
+  group->done();
+}
+
+}  // namespace
+
+Task<Result<std::optional<std::vector<std::byte>>>> Store::get(Key key) {
+  auto value = co_await impl_->tree.get(key);
+  co_return value;
+}
+
+Task<Result<std::optional<TreeEntry>>> Store::first_at_or_after(Key from, Key to) {
+  auto entry = co_await impl_->tree.first_at_or_after(from, to);
+  co_return entry;
+}
+
+Task<Result<>> Store::scan(Key from, Key to, uint64_t limit,
+                           std::function<bool(const Key&, Bytes)> visit) {
+  auto result = co_await impl_->tree.scan(from, to, limit, std::move(visit));
+  co_return result;
+}
+
+Task<Result<std::vector<Mapping>>> Store::map_range(uint64_t ino, uint64_t file_block,
+                                                    uint64_t count, uint64_t limit) {
+  std::vector<Mapping> mappings;
+  const uint64_t end = file_block + count;
+  uint64_t next = file_block;  // everything before has been answered (see mapper.cc on overlaps)
+  Result<> parsed;
+  const auto add = [&](const Key& key, Bytes bytes) {
+    auto extent = parse_extent(bytes);
+    if (!extent) {
+      parsed = fail(extent.error());
+      return false;
+    }
+    const uint64_t start = std::max(key.offset, next);
+    const uint64_t stop = std::min(key.offset + extent->count, end);
+    if (start >= stop) return true;
+    Mapping mapping;
+    mapping.file_block = start;
+    mapping.count = stop - start;
+    mapping.flags = extent->flags;
+    if (extent->virtual_block != 0) {
+      mapping.virtual_block = extent->virtual_block + (start - key.offset);
+    }
+    mappings.push_back(mapping);
+    next = stop;
+    return true;
+  };
+  if (count == 0 || limit == 0) co_return mappings;
+  auto before =
+      co_await impl_->tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
+  COFS_CO_TRY(before);
+  if (before->has_value()) add((*before)->key, (*before)->value);
+  COFS_CO_TRY(parsed);
+  if (mappings.size() < limit && next < end) {
+    auto scanned = co_await impl_->tree.scan(Key::extent(ino, std::max(next, file_block + 1)),
+                                             Key::extent(ino, end), limit - mappings.size(), add);
+    COFS_CO_TRY(scanned);
+    COFS_CO_TRY(parsed);
+  }
+  co_return mappings;
+}
+
+Task<Result<>> Store::read_blocks(BlockRange virtual_blocks, std::byte* target) {
+  Impl& store = *impl_;
+  std::vector<ReadPiece> pieces;
+  uint64_t at = virtual_blocks.start;
+  while (at < virtual_blocks.end()) {
+    auto found = co_await store.tree.last_at_or_before(Key::vmap(0), Key::vmap(at));
+    COFS_CO_TRY(found);
+    if (!found->has_value()) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    auto value = parse_vmap((*found)->value, store.geometry);
+    COFS_CO_TRY(value);
+    const uint64_t start = (*found)->key.id;
+    const uint64_t end = start + value->checksums.size();
+    if (end <= at) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    const uint64_t n = std::min(end, virtual_blocks.end()) - at;
+    const auto first = value->checksums.begin() + static_cast<std::ptrdiff_t>(at - start);
+    const uint64_t physical = value->physical_block + (at - start);
+    if (!pieces.empty() && pieces.back().physical.end() == physical) {
+      ReadPiece& last = pieces.back();
+      last.physical.count += n;
+      last.checksums.insert(last.checksums.end(), first, first + static_cast<std::ptrdiff_t>(n));
+    } else {
+      ReadPiece piece;
+      piece.physical.start = physical;
+      piece.physical.count = n;
+      piece.virtual_block = at;
+      piece.target = target + bytes_of_blocks(at - virtual_blocks.start);
+      piece.checksums.assign(first, first + static_cast<std::ptrdiff_t>(n));
+      pieces.push_back(std::move(piece));
+    }
+    at += n;
+  }
+  if (pieces.size() == 1) {
+    co_await read_piece(&store, &pieces[0]);
+    co_return pieces[0].result;
+  }
+  for (size_t first = 0; first < pieces.size(); first += kPiecesInFlightMax) {
+    WaitGroup group(store.env.executor);
+    const size_t end = std::min(pieces.size(), first + kPiecesInFlightMax);
+    for (size_t i = first; i < end; i++) {
+      group.add();
+      spawn(store.env.executor, read_piece_for(&store, &pieces[i], &group));
+    }
+    co_await group.wait();
+  }
+  for (const ReadPiece& piece : pieces) {
+    if (!piece.result) co_return piece.result;
+  }
+  co_return Result<>();
+}
+
+// --- Copying -----------------------------------------------------------------------------------
+
+namespace {
+
+// Keeps a segment pinned while something that was copied into it waits to be mapped.
+class SegmentPin {
+ public:
+  SegmentPin(Store::Impl* store, uint64_t segment) : store_(store), segment_(segment) {
+    store_->segments.pin(segment_);
+  }
+  ~SegmentPin() {
+    store_->tasks_running++;
+    spawn(store_->env.executor, release(store_, segment_));
+  }
+
+ private:
+  static Task<> release(Store::Impl* store, uint64_t segment) {
+    auto guard = co_await store->apply_lock.lock();
+    auto unpinned = co_await store->segments.unpin(segment, store->current_hold());
+    if (!unpinned && !store->shut_down) store->fail_store(unpinned.error(), "releasing a segment");
+    guard.release();
+    store->tasks_running--;
+    store->task_done.notify_all();
+  }
+  Store::Impl* store_;
+  uint64_t segment_;
+};
+
+struct PhysicalSource {
+  std::vector<BlockRange> ranges;
+  std::vector<uint32_t> rekeyed;  // checksums without their virtual key: for any target number
+};
+
+// Where the blocks lie, and their checksums freed of the source's key.
+Task<Result<>> resolve(Store::Impl* store, BlockRange blocks, PhysicalSource* out) {
+  uint64_t at = blocks.start;
+  while (at < blocks.end()) {
+    auto found = co_await store->tree.last_at_or_before(Key::vmap(0), Key::vmap(at));
+    COFS_CO_TRY(found);
+    if (!found->has_value()) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    auto value = parse_vmap((*found)->value, store->geometry);
+    COFS_CO_TRY(value);
+    const uint64_t start = (*found)->key.id;
+    const uint64_t end = start + value->checksums.size();
+    if (end <= at) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
+    const uint64_t n = std::min(end, blocks.end()) - at;
+    BlockRange physical;
+    physical.start = value->physical_block + (at - start);
+    physical.count = n;
+    if (!out->ranges.empty() && out->ranges.back().end() == physical.start) {
+      out->ranges.back().count += n;
+    } else {
+      out->ranges.push_back(physical);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+      out->rekeyed.push_back(rekey_block_checksum(value->checksums[at - start + i], at + i, 0,
+                                                  store->geometry.volume_key));
+    }
+    at += n;
+  }
+  co_return Result<>();
+}
+
+// The part [from, from + count) of the ranges, counted in blocks.
+std::vector<BlockRange> slice(const std::vector<BlockRange>& ranges, uint64_t from, uint64_t count) {
+  std::vector<BlockRange> out;
+  for (const BlockRange& range : ranges) {
+    if (count == 0) break;
+    if (from >= range.count) {
+      from -= range.count;
+      continue;
+    }
+    BlockRange part;
+    part.start = range.start + from;
+    part.count = std::min(count, range.count - from);
+    out.push_back(part);
+    count -= part.count;
+    from = 0;
+  }
+  return out;
+}
+
+}  // namespace
+
+Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* virtual_sources,
+                                                Reservation* reservation, Result<>* error) {
+  Impl& store = *impl_;
+  std::vector<StagedRun> runs;
+  PhysicalSource source;
+  *error = store.check_writable();
+  for (const BlockRange& blocks : *virtual_sources) {
+    if (!*error) co_return runs;
+    *error = co_await resolve(&store, blocks, &source);
+  }
+  const uint64_t total = source.rekeyed.size();
+  uint64_t done = 0;
+  while (*error && done < total) {
+    std::unique_ptr<ChunkWrite> chunk;
+    std::shared_ptr<SegmentPin> pin;
+    {
+      auto guard = co_await store.apply_lock.lock();
+      auto staged = co_await store.stage_chunk(total - done);
+      if (!staged) {
+        store.fail_store(staged.error(), "no place for a copy that was promised one");
+        *error = fail(staged.error());
+        co_return runs;
+      }
+      chunk = std::move(*staged);
+      pin = std::make_shared<SegmentPin>(&store, chunk->segment);
+    }
+    reservation->release(chunk->payload_blocks);
+    const uint64_t target = store.geometry.block_of_segment(chunk->segment) + chunk->payload_start();
+    const std::vector<BlockRange> sources = slice(source.ranges, done, chunk->payload_blocks);
+    const CopyOutcome outcome = co_await store.copier.gather(sources, target);
+    if (outcome.target_in_doubt) {
+      // The device may still write there: the segment is not used again before the next mount.
+      store.quarantine_pins.push_back(pin);
+    }
+    const uint64_t first_virtual = chunk->entries[0].id;
+    for (uint64_t n = 0; n < outcome.good_blocks;) {
+      StagedRun run;
+      run.count = static_cast<uint32_t>(
+          std::min<uint64_t>(outcome.good_blocks - n, ondisk::kVmapBlocksMax));
+      run.virtual_block = first_virtual + n;
+      run.physical_block = target + n;
+      run.generation = chunk->generation;
+      for (uint32_t i = 0; i < run.count; i++) {
+        run.checksums.push_back(rekey_block_checksum(source.rekeyed[done + n + i], 0,
+                                                     run.virtual_block + i,
+                                                     store.geometry.volume_key));
+      }
+      run.pin = pin;
+      n += run.count;
+      runs.push_back(std::move(run));
+    }
+    done += outcome.good_blocks;
+    if (!outcome.result) *error = outcome.result;
+  }
+  co_return runs;
+}
+
+}  // namespace cofs

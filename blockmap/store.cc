@@ -1,0 +1,205 @@
+// Store: making volumes, opening and closing them, background work, failures.
+
+#include "blockmap/store.h"
+
+#include <algorithm>
+
+#include "blockmap/store_impl.h"
+
+namespace cofs {
+namespace {
+
+constexpr uint64_t kDirtyNodesMin = 64;
+constexpr uint64_t kDirtyNodesMax = 16384;  // 128 MiB of 8 KiB nodes
+
+uint64_t dirty_nodes_for(const Geometry& geometry, const StoreOptions& options) {
+  if (options.dirty_nodes_max != 0) return std::max<uint64_t>(options.dirty_nodes_max, 16);
+  const uint64_t share = geometry.block_count / 64 /
+                         (uint64_t{geometry.metadata_copies} * geometry.node_blocks());
+  return std::clamp(share, kDirtyNodesMin, kDirtyNodesMax);
+}
+
+TreeOptions tree_options(const Geometry& geometry, const StoreOptions& options) {
+  TreeOptions out;
+  out.node_bytes = geometry.node_bytes;
+  out.cache_bytes = options.cache_bytes;
+  out.volume_key = geometry.volume_key;
+  return out;
+}
+
+}  // namespace
+
+Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& geom,
+                  const VolumeState& state)
+    : env(environment),
+      options(opts),
+      geometry(geom),
+      volume(state),
+      nodes(env, geometry, counters),
+      tree(nodes, env.buffers, tree_options(geometry, options), state.root, state.root_level),
+      segments(geometry, tree),
+      copier(env.device, env.executor, env.buffers, env.journal, options.copy),
+      apply_lock(env.executor),
+      commit_done(env.executor),
+      checkpoint_done(env.executor),
+      write_done(env.executor),
+      task_done(env.executor) {
+  segments.set_counts(state.free_segments, state.node_segments);
+  next_virtual = state.next_virtual;
+  next_inode = state.next_inode;
+  inode_count = state.inode_count;
+  live_data_blocks = state.live_data_blocks;
+  live_node_blocks = state.live_node_blocks;
+  epoch = state.epoch;
+  commit_number = state.commit;
+  durable_commit = state.commit;
+  checkpoint_sequence = state.sequence;
+  log_sequence = state.log.sequence;
+  log_previous = state.log.previous;
+  dirty_nodes_max = dirty_nodes_for(geometry, options);
+}
+
+Store::Impl::~Impl() { COFS_ASSERT(tasks_running == 0 && !background_running); }
+
+Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) { impl_->store = this; }
+Store::~Store() = default;
+
+Task<Result<>> Store::format(Environment environment, FormatOptions options) {
+  auto planned = plan_geometry(environment.device.geometry().block_count, options);
+  COFS_CO_TRY(planned);
+  Geometry geometry = *planned;
+  for (size_t i = 0; i < geometry.uuid.size(); i += 8) {
+    const uint64_t word = environment.random.next();
+    std::copy_n(reinterpret_cast<const uint8_t*>(&word), 8, geometry.uuid.begin() + i);
+  }
+  geometry.uuid[6] = static_cast<uint8_t>((geometry.uuid[6] & 0x0f) | 0x40);  // RFC 4122 version 4
+  geometry.uuid[8] = static_cast<uint8_t>((geometry.uuid[8] & 0x3f) | 0x80);
+  do {
+    geometry.volume_key = environment.random.next();
+  } while (geometry.volume_key == 0);
+  geometry.created_seconds = environment.clock.wall().seconds;
+  VolumeState state;
+  state.sequence = 1;
+  state.clean = true;
+  state.free_segments = geometry.segment_count - 1;
+  BufferRef buffer = environment.buffers.allocate(1);
+  encode_superblock(geometry, state, std::span(buffer->data(), kBlockBytes));
+  const std::vector<MemoryPiece> memory = {MemoryPiece{buffer->data(), 1}};
+  for (int copy = 0; copy < kSuperblockCopies; copy++) {
+    BlockRange range;
+    range.start = geometry.superblock_block(copy);
+    range.count = 1;
+    auto written = co_await environment.device.write(range, memory);
+    COFS_CO_TRY(written);
+  }
+  auto flushed = co_await environment.device.flush();
+  co_return flushed;
+}
+
+// --- State -------------------------------------------------------------------------------------
+
+Result<> Store::Impl::check_writable() const {
+  if (shut_down) return fail(Code::kShutdown, "the filesystem stopped after an earlier failure");
+  if (options.read_only && !replaying) return fail(Code::kReadOnly, "mounted read-only");
+  return {};
+}
+
+void Store::Impl::fail_store(const Error& error, const char* what) {
+  if (!shut_down) {
+    env.journal.write(Severity::kError, std::string("filesystem stopped (read-only from now on): ") +
+                                            what + ": " + describe(error));
+  }
+  shut_down = true;
+  commit_done.notify_all();
+  checkpoint_done.notify_all();
+  write_done.notify_all();
+  kick_background();
+}
+
+void Store::set_client(CommitClient* client) { impl_->client = client; }
+bool Store::shut_down() const { return impl_->shut_down; }
+bool Store::read_only() const { return impl_->options.read_only; }
+uint64_t Store::allocate_inode() { return impl_->next_inode++; }
+const StoreCounters& Store::counters() const { return impl_->counters; }
+const CopyCounters& Store::copy_counters() const { return impl_->copier.counters(); }
+VolumeInfo Store::info() const { return impl_->volume_info; }
+uint64_t Store::dirty_nodes_max() const { return impl_->dirty_nodes_max; }
+Environment& Store::environment() { return impl_->env; }
+
+// --- Background --------------------------------------------------------------------------------
+
+void Store::Impl::kick_background() {
+  if (background_asleep) env.clock.cancel(background_timer);
+}
+
+Task<> Store::Impl::background() {
+  uint64_t next_commit_ns = env.clock.monotonic_ns() + options.commit_interval_ns;
+  while (!stopping && !shut_down) {
+    background_timer.due_ns = next_commit_ns;
+    background_asleep = true;
+    co_await sleep_until(env.clock, background_timer);
+    background_asleep = false;
+    if (stopping || shut_down) break;
+    const uint64_t now = env.clock.monotonic_ns();
+    const bool checkpoint_due =
+        log_over_limit(1) || tree.dirty_nodes() * 2 > dirty_nodes_max ||
+        (tree.dirty_nodes() != 0 && now - last_checkpoint_ns > options.checkpoint_interval_ns);
+    // A failure has been reported and shut the store down; the loop then ends.
+    if (checkpoint_due) {
+      (void)co_await store->checkpoint();
+    } else {
+      (void)co_await store->commit();
+    }
+    next_commit_ns = env.clock.monotonic_ns() + options.commit_interval_ns;
+  }
+  background_running = false;
+  task_done.notify_all();
+}
+
+Task<> Store::Impl::wait_for_tasks() {
+  stopping = true;
+  kick_background();
+  while (tasks_running != 0 || background_running || committing || checkpointing) {
+    if (committing) {
+      co_await commit_done.wait();
+    } else if (checkpointing) {
+      co_await checkpoint_done.wait();
+    } else {
+      co_await task_done.wait();
+    }
+  }
+}
+
+Task<Result<>> Store::close() {
+  Impl& store = *impl_;
+  Result<> result;
+  quiesce_pins();
+  if (!store.options.read_only && !store.shut_down) {
+    // Leave nothing that the last, clean checkpoint could be interrupted by.
+    store.stopping = true;
+    store.kick_background();
+    while (store.background_running) co_await store.task_done.wait();
+    while (store.committing) co_await store.commit_done.wait();
+    store.close_requested = true;
+    result = co_await checkpoint();
+  }
+  co_await store.wait_for_tasks();
+  if (store.shut_down && result) {
+    result = fail(Code::kShutdown, "the filesystem stopped after an earlier failure");
+  }
+  co_return result;
+}
+
+Task<> Store::abandon() {
+  Impl& store = *impl_;
+  quiesce_pins();
+  store.shut_down = true;
+  store.commit_done.notify_all();
+  store.checkpoint_done.notify_all();
+  store.write_done.notify_all();
+  co_await store.wait_for_tasks();
+}
+
+void Store::quiesce_pins() { impl_->quarantine_pins.clear(); }
+
+}  // namespace cofs

@@ -1,0 +1,287 @@
+// Store: a crash-safe map of typed records and file blocks on one device. The filesystem core sits on
+// top of it; it knows nothing of names, permissions or requests.
+//
+// Changes are made by transactions, one at a time, each atomic; a commit makes everything done so far
+// durable with one device flush; a checkpoint writes the tree so that the log before it is not needed.
+// After a crash the store is exactly as it was at some commit boundary, never older than the last
+// commit that was reported done. A failed log write or flush stops all further changes (kShutdown).
+//
+// Lock order for callers: inode locks (ascending), then the apply lock (inside Transaction). Commits
+// take the apply lock and never an inode lock, so waiting for space or a commit under inode locks is
+// safe. Thread safety: inside the core only.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "blockmap/btree.h"
+#include "blockmap/key.h"
+#include "blockmap/space.h"
+#include "offload/base/sync.h"
+#include "offload/copy_engine.h"
+#include "offload/device.h"
+
+namespace cofs {
+
+struct Environment {
+  Device& device;
+  Executor& executor;
+  Clock& clock;
+  Random& random;
+  Journal& journal;
+  BufferPool& buffers;
+};
+
+struct FormatOptions {
+  std::string label;             // up to 63 bytes
+  uint32_t segment_blocks = 0;   // power of two, 16 … 16384; 0: chosen from the size
+  uint32_t node_bytes = ondisk::kNodeBytesDefault;
+  uint32_t metadata_copies = 2;  // 1 or 2
+  uint64_t log_limit_blocks = 0; // 0: chosen from the size, 256 MiB at most
+  FormatOptions() = default;
+};
+
+struct StoreOptions {
+  bool read_only = false;       // nothing is written; an unclean log is replayed in memory
+  uint64_t cache_bytes = 64ULL << 20;
+  uint64_t dirty_nodes_max = 0; // 0: chosen from the size
+  uint64_t commit_interval_ns = 5'000'000'000;
+  uint64_t checkpoint_interval_ns = 30'000'000'000;
+  bool discard = true;
+  bool background = true;       // run the periodic commit and checkpoint; tests may drive them
+  CopyEngineOptions copy;
+  StoreOptions() = default;
+};
+
+// A piece of a file's mapping, clipped to what was asked. virtual_block 0: unwritten (reads as zeros).
+struct Mapping {
+  uint64_t file_block = 0;
+  uint64_t count = 0;
+  uint64_t virtual_block = 0;
+  uint32_t flags = 0;  // ondisk::kExtent…
+  uint64_t end() const { return file_block + count; }
+};
+
+// Data copied by the copy engine to new places, not yet part of any file.
+struct StagedRun {
+  uint64_t virtual_block = 0;
+  uint64_t physical_block = 0;
+  uint32_t count = 0;  // at most kVmapBlocksMax
+  uint32_t generation = 0;
+  std::vector<uint32_t> checksums;
+  std::shared_ptr<void> pin;  // keeps the place from reuse until it is mapped or given up
+};
+
+// Told when data given to Transaction::write_data has reached the device (not yet flushed). An error
+// here means that the store has shut down.
+class DataSink {
+ public:
+  virtual ~DataSink() = default;
+  virtual void data_written(uint64_t token, const Result<>& result) = 0;
+};
+
+// File data to be placed by a transaction. The buffer's blocks must not change any more.
+struct DataRun {
+  uint64_t ino = 0;
+  uint64_t file_block = 0;
+  uint32_t count = 0;
+  BufferRef buffer;
+  uint32_t buffer_block = 0;           // where the run starts in the buffer
+  std::vector<uint64_t> hashes;        // block_hash() of each block
+  DataSink* sink = nullptr;            // may be null
+  uint64_t token = 0;                  // handed to the sink
+};
+
+class Store;
+
+// Changes that take effect together. Holds the apply lock from Store::begin() until it is destroyed;
+// nothing is changed before apply(), and all of it, or nothing, then. In-memory state that belongs to
+// the change is updated by the caller after apply() succeeded, before the transaction goes.
+class Transaction {
+ public:
+  Transaction(Store* store, Mutex::Guard guard, Reservation reservation);
+  Transaction(Transaction&&) noexcept;
+  ~Transaction();
+
+  // Putting and erasing kInode records also keeps the volume's count of inodes.
+  void put(const Key& key, Bytes value);
+  void erase(const Key& key);
+  // Replaces the mapping of [file_block, +count): virtual_block 0 without flags leaves a hole,
+  // 0 with kExtentUnwritten preallocates. What the range named before loses a reference.
+  void map_extent(uint64_t ino, uint64_t file_block, uint64_t count, uint64_t virtual_block,
+                  uint32_t flags);
+  // One more reference to each block of a virtual range (which must be mapped).
+  void add_references(uint64_t virtual_block, uint64_t count);
+  // Places data and maps it. Writing starts when the transaction is applied.
+  void write_data(DataRun run);
+  // Maps data that Store::copy_blocks() staged.
+  void map_staged(uint64_t ino, uint64_t file_block, StagedRun run);
+
+  // Errors: those of reading metadata, with nothing changed; kShutdown, kReadOnly.
+  Task<Result<>> apply();
+
+  bool empty() const;
+  uint64_t data_blocks() const;  // given to write_data so far
+
+ private:
+  friend class Store;
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// What holds changes that are not in the tree yet (dirty inodes and data): asked at each commit.
+class CommitClient {
+ public:
+  virtual ~CommitClient() = default;
+  // Called first, without locks: moves dirty data to the store in transactions of a bounded size.
+  // Must not take inode locks (their holders may wait for this commit).
+  virtual Task<Result<>> flush_dirty_data() = 0;
+  // Then, with the apply lock held and without waiting: adds all file data that is still only in
+  // memory. It is applied and its writing started; it counts as clean once the sink was told.
+  virtual void collect_data(Transaction& transaction) = 0;
+  // Between the two: at most so many bytes of inode values will be added (0: none). UINT64_MAX: unknown.
+  virtual uint64_t inode_bytes_bound() const { return UINT64_MAX; }
+  // Then, still under the same lock: adds the records of all dirty inodes, which are clean after it.
+  virtual void collect_inodes(Transaction& transaction) = 0;
+  // Whenever a transaction is applied: the number of blocks mapped in `ino` changed by `delta`. Under
+  // the apply lock; must not wait.
+  virtual void mapped_blocks_changed(uint64_t ino, int64_t delta) = 0;
+};
+
+struct SpaceReport {  // blocks of 4 KiB unless said otherwise
+  uint64_t total_blocks = 0;     // what data could use on an empty volume
+  uint64_t available_blocks = 0; // what a user can write now, exactly
+  uint64_t free_blocks = 0;      // available plus reserves
+  uint64_t live_data_blocks = 0;
+  uint64_t dead_blocks = 0;      // in segments that still hold live data
+  uint64_t node_blocks = 0;      // tree nodes, all copies
+  uint64_t reserved_blocks = 0;  // promised to operations under way
+  uint64_t free_segments = 0;
+  uint64_t segment_count = 0;
+  uint64_t inode_count = 0;
+};
+
+struct StoreCounters {
+  uint64_t read_bytes = 0;       // by the host, from the device
+  uint64_t write_bytes = 0;      // by the host, to the device
+  uint64_t data_bytes = 0;       // of file data among them
+  uint64_t flushes = 0;
+  uint64_t commits = 0;
+  uint64_t checkpoints = 0;
+  uint64_t log_bytes = 0;
+  uint64_t node_bytes = 0;
+  uint64_t discarded_bytes = 0;
+  uint64_t checksum_failures = 0;
+  uint64_t segments_freed = 0;
+  uint64_t nodes_cleaned = 0;    // moved out of sparse node segments
+};
+
+struct VolumeInfo {
+  std::string label;
+  std::string uuid;  // 8-4-4-4-12
+  uint64_t block_count = 0;
+  uint32_t segment_blocks = 0;
+  uint32_t node_bytes = 0;
+  uint32_t metadata_copies = 0;
+  uint64_t mount_count = 0;
+  bool was_clean = false;           // at open
+  uint64_t replayed_commits = 0;    // at open
+  uint64_t replayed_log_bytes = 0;
+};
+
+struct VerifyOptions {
+  bool read_data = false;           // also read every data block and check its checksum
+  std::function<void(uint64_t done, uint64_t total)> progress;  // blocks or records, now and then
+  VerifyOptions() = default;
+};
+struct VerifyProblem {
+  std::string what;                 // one line: which rule is broken, where
+  bool repairable = false;          // bad counters, an unreadable copy whose twin is good, orphans
+};
+struct VerifyReport {
+  std::vector<VerifyProblem> problems;  // the first 1,000
+  uint64_t problem_count = 0;
+  uint64_t nodes = 0;
+  uint64_t records = 0;
+  uint64_t inodes = 0;
+  uint64_t data_blocks = 0;
+  uint64_t data_blocks_read = 0;
+};
+
+class Store {
+ public:
+  // Writes an empty volume. The device's contents are lost.
+  static Task<Result<>> format(Environment environment, FormatOptions options);
+
+  // Opens a volume: replays the log after a crash, then writes a checkpoint (unless read_only).
+  // Errors: kNotCofs, kUnknownFeature, kCorrupt, kIo with the step that failed.
+  static Task<Result<std::unique_ptr<Store>>> open(Environment environment, StoreOptions options);
+  ~Store();
+
+  // Commits, checkpoints, marks the volume clean and stops background work. The store can then only
+  // be destroyed. After a failure: stops without marking it clean.
+  Task<Result<>> close();
+  // Stops background work without writing anything, as a crash would; for tests and errors.
+  Task<> abandon();
+
+  // Who is asked at commits. Set once, before the first transaction.
+  void set_client(CommitClient* client);
+
+  // --- Reading ---
+  Task<Result<std::optional<std::vector<std::byte>>>> get(Key key);
+  Task<Result<std::optional<TreeEntry>>> first_at_or_after(Key from, Key to);
+  Task<Result<>> scan(Key from, Key to, uint64_t limit,
+                      std::function<bool(const Key&, Bytes)> visit);
+  // The mapped pieces of [file_block, +count) in order, at most `limit`; holes are left out.
+  Task<Result<std::vector<Mapping>>> map_range(uint64_t ino, uint64_t file_block, uint64_t count,
+                                               uint64_t limit);
+  // Reads virtual blocks into contiguous memory and verifies them. `target` is block-aligned and
+  // belongs to a buffer. Errors: kChecksum, kIo, kCorrupt (not mapped).
+  Task<Result<>> read_blocks(BlockRange virtual_blocks, std::byte* target);
+
+  // --- Changing ---
+  uint64_t allocate_inode();  // a number never handed out before
+  // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
+  Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class);
+  // Reserves and takes the apply lock. Errors: kNoSpace, kReadOnly, kShutdown.
+  Task<Result<Transaction>> begin(Cost cost, SpaceClass space_class);
+  // The same for callers that hold their reservation already.
+  Task<Result<Transaction>> begin(Reservation reservation);
+  // Has the copy engine copy mapped blocks to new space. The sources must stay mapped meanwhile (inode
+  // lock). On success the runs together hold all of the sources, in order; on an error a prefix, and
+  // *error says why. `reservation` covers the target blocks.
+  Task<std::vector<StagedRun>> copy_blocks(const std::vector<BlockRange>* virtual_sources,
+                                           Reservation* reservation, Result<>* error);
+
+  // --- Durability ---
+  Task<Result<>> commit();      // everything done before the call is durable after it
+  Task<Result<>> checkpoint();  // commits, and writes the tree
+  bool shut_down() const;       // after a failure: nothing can change any more
+  bool read_only() const;
+
+  // --- Reports ---
+  SpaceReport space() const;
+  const StoreCounters& counters() const;
+  const CopyCounters& copy_counters() const;
+  VolumeInfo info() const;
+  uint64_t dirty_nodes_max() const;
+  // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
+  // may run meanwhile.
+  Task<Result<VerifyReport>> verify(VerifyOptions options);
+  Environment& environment();
+
+  struct Impl;
+
+ private:
+  friend class Transaction;
+  explicit Store(std::unique_ptr<Impl> impl);
+  void quiesce_pins();
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cofs

@@ -1,0 +1,275 @@
+// The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
+// mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
+// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, verify.cc, store.cc.
+//
+// Everything that changes runs under apply_lock. See docs/CRASH.md for the order of writes.
+#pragma once
+
+#include <array>
+#include <map>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "blockmap/chunk.h"
+#include "blockmap/node_source.h"
+#include "blockmap/segment_table.h"
+#include "blockmap/store.h"
+#include "blockmap/volume.h"
+#include "offload/base/checksum.h"
+
+namespace cofs {
+
+// Counts promised blocks (blockmap/space.h).
+class SpaceLedger {
+ public:
+  uint64_t outstanding = 0;
+};
+
+// A segment that a stream is filling.
+struct OpenSegment {
+  bool open = false;
+  uint64_t segment = 0;
+  uint32_t generation = 0;
+  uint32_t next_block = 0;      // where the next chunk goes; 1 until the first was written
+  bool header_written = false;  // the segment header goes out with the first chunk
+  bool entries_complete = true; // false after a remount: no footer then
+  std::vector<ondisk::SummaryEntry> entries;
+};
+
+// Told about the device write of one DataRun, which may be split over chunks.
+struct RunTicket {
+  DataSink* sink = nullptr;
+  uint64_t token = 0;
+  uint32_t parts = 0;
+  Result<> result;
+};
+
+// A chunk whose payload is known; written as one request.
+struct ChunkWrite {
+  ondisk::Stream stream = ondisk::Stream::kData;
+  uint64_t segment = 0;
+  uint32_t generation = 0;
+  uint32_t block = 0;  // from the start of the segment, of the chunk's header
+  bool with_segment_header = false;
+  bool with_payload = true;  // false: the payload is written by others (device copy)
+  uint32_t header_blocks = 1;
+  uint32_t payload_blocks = 0;
+  std::vector<ondisk::SummaryEntry> entries;
+  std::vector<MemoryPiece> pieces;
+  std::vector<BufferRef> buffers;
+  std::vector<RunTicket*> tickets;  // one part of each
+
+  uint32_t payload_start() const { return block + header_blocks; }
+};
+
+struct LogChunk {  // encoded, ready to go out
+  BlockRange range;
+  std::vector<MemoryPiece> pieces;
+  std::vector<BufferRef> buffers;
+  std::vector<RunTicket*> tickets;
+};
+
+struct Transaction::State {
+  enum class Kind : uint8_t { kPut, kErase, kMapExtent, kAddReferences, kWriteData, kMapStaged };
+  struct Op {
+    Kind kind{};
+    Key key;
+    std::vector<std::byte> value;
+    uint64_t ino = 0;
+    uint64_t file_block = 0;
+    uint64_t count = 0;
+    uint64_t virtual_block = 0;
+    uint32_t flags = 0;
+    DataRun run;
+    StagedRun staged;
+  };
+  Store* store = nullptr;
+  Mutex::Guard guard;
+  Reservation reservation;
+  std::vector<Op> ops;
+  uint64_t data_blocks = 0;
+  bool applied = false;
+};
+
+// What a checkpoint took along at its freeze.
+struct FrozenState {
+  std::unique_ptr<FrozenTree> tree;
+  VolumeState volume;
+};
+
+struct Store::Impl {
+  Impl(Environment env, StoreOptions opts, const Geometry& geom, const VolumeState& state);
+  ~Impl();
+
+  Environment env;
+  StoreOptions options;
+  Geometry geometry;
+  VolumeState volume;  // of the newest durable superblock
+  StoreCounters counters;
+  NodeSource nodes;
+  BTree tree;
+  SegmentTable segments;
+  CopyEngine copier;
+  CommitClient* client = nullptr;
+  Store* store = nullptr;
+  VolumeInfo volume_info;
+
+  Mutex apply_lock;
+  bool shut_down = false;
+  bool replaying = false;
+
+  // Counters that checkpoints keep.
+  uint64_t next_virtual = 0;
+  uint64_t next_inode = 0;
+  uint64_t inode_count = 0;
+  uint64_t live_data_blocks = 0;
+  uint64_t live_node_blocks = 0;
+  uint64_t epoch = 0;
+
+  // --- log ---
+  std::vector<std::byte> pending_records;  // applied, not yet in a chunk
+  std::array<OpenSegment, ondisk::kStreamCount> streams;
+  uint64_t log_next_segment = 0;
+  uint32_t log_next_generation = 0;
+  bool log_next_ready = false;
+  uint64_t log_sequence = 1;
+  uint64_t log_previous = 0;
+  std::vector<uint64_t> log_chain;   // pinned segments of the log since the last durable checkpoint
+  uint64_t log_blocks = 0;           // written since the last freeze
+  uint64_t unflushed_data_blocks = 0;
+
+  // --- commits ---
+  uint64_t commit_number = 0;        // of the last composed commit
+  uint64_t durable_commit = 0;
+  uint64_t commit_requests = 0;
+  uint64_t commits_served = 0;       // requests up to this are durable
+  bool committing = false;
+  Event commit_done;
+  // --- checkpoints ---
+  uint64_t checkpoint_requests = 0;
+  uint64_t checkpoints_served = 0;
+  bool checkpointing = false;
+  Event checkpoint_done;
+  uint64_t checkpoint_sequence = 0;  // of the last frozen one
+  uint64_t last_checkpoint_ns = 0;
+  int superblock_slot = 0;           // next to write
+  bool close_requested = false;      // the next checkpoint marks the volume clean
+  uint64_t clean_cursor = 0;         // of the search for sparse node segments
+
+  // --- device writes under way ---
+  std::set<uint64_t> writes_in_flight;  // ordinals
+  uint64_t write_ordinal = 0;
+  uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
+  uint64_t discards_running = 0;
+  std::vector<std::shared_ptr<void>> quarantine_pins;  // copies that may still land
+  Event write_done;
+  ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
+  std::unique_ptr<ChunkWrite> open_chunk_owner;
+  std::unique_ptr<ChunkWrite> log_payload;  // payload that goes into the next log chunk
+
+  // --- space ---
+  SpaceLedger ledger;
+  uint64_t metadata_debt_bytes = 0;  // of records added since the last freeze
+  uint64_t dirty_nodes_max = 0;
+
+  // --- background ---
+  bool stopping = false;
+  bool background_running = false;
+  uint64_t tasks_running = 0;
+  Event task_done;
+  TimerRequest background_timer;
+  bool background_asleep = false;
+
+  // store.cc
+  Result<> check_writable() const;
+  void fail_store(const Error& error, const char* what);
+  Task<> background();
+  void kick_background();
+  Task<> wait_for_tasks();
+
+  // transaction.cc
+  Task<Result<>> prefetch(const Transaction::State& state);
+  Task<Result<>> apply(Transaction::State& state, bool into_log);
+
+  // mapper.cc: each changes the tree and nothing else but counters; the log record is the caller's.
+  Hold current_hold() const;
+  Task<Result<>> apply_put(Key key, Bytes value);
+  Task<Result<>> apply_erase(Key key);
+  Task<Result<>> apply_map_extent(uint64_t ino, uint64_t file_block, uint64_t count,
+                                  uint64_t virtual_block, uint32_t flags);
+  Task<Result<>> apply_insert_vmap(uint64_t virtual_block, uint64_t physical_block,
+                                   uint32_t generation, const std::vector<uint32_t>* checksums);
+  Task<Result<>> apply_add_references(uint64_t virtual_block, uint64_t count);
+  Task<Result<>> drop_virtual(uint64_t virtual_block, uint64_t count, bool maybe_shared);
+  Task<Result<>> free_virtual(uint64_t virtual_block, uint64_t count);
+  Task<Result<>> apply_record(const Record& record);
+
+  // data_writer.cc
+  Task<Result<>> open_stream(ondisk::Stream stream);
+  Task<Result<>> seal_stream(ondisk::Stream stream);
+  uint32_t stream_room(const OpenSegment& stream, uint64_t more_entries) const;
+  Task<Result<>> place_run(const DataRun* run_to_place, bool into_log);
+  Task<Result<>> place_piece(const DataRun& run, uint32_t from, uint32_t count, uint64_t physical,
+                             uint32_t generation);
+  void close_open_chunk();
+  void start_chunk(std::unique_ptr<ChunkWrite> chunk);
+  Task<> write_chunk(std::unique_ptr<ChunkWrite> chunk, uint64_t ordinal);
+  Task<> write_footer(uint64_t segment, BufferRef buffer, uint32_t blocks, uint64_t ordinal);
+  Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory);
+  void finish_tickets(const std::vector<RunTicket*>& tickets, const Result<>& result);
+  Task<> wait_for_writes(uint64_t up_to);
+  uint64_t begin_write();
+  void end_write(uint64_t ordinal);
+  Task<Result<std::unique_ptr<ChunkWrite>>> stage_chunk(uint64_t blocks_wanted);
+
+  // log_writer.cc
+  Task<Result<>> prepare_log();     // an open log segment and a next one
+  Task<Result<>> advance_log();     // moves on to the next segment
+  bool log_payload_fits(uint64_t payload_blocks, uint64_t record_bytes) const;
+  Task<Result<>> compose_log(std::vector<LogChunk>* chunks, bool* any);
+
+  // commit.cc
+  Task<Result<>> run_commit(FrozenState* freeze);
+  Task<Result<>> collect_and_apply();
+  Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
+  void release_segments();
+  Task<> discard_segments(std::vector<uint64_t> released);
+  Task<> wait_for_discards();
+
+  // checkpoint.cc
+  Task<Result<>> run_checkpoint();
+  Task<Result<>> clean_node_segments();
+  Task<Result<>> move_nodes_out(uint64_t segment, uint32_t generation);
+  Task<Result<>> assign_nodes(uint64_t sequence);
+  Task<Result<size_t>> assign_chunk(const std::vector<DirtyNode>* dirty, size_t from,
+                                    uint64_t sequence);
+  Task<Result<>> freeze_tree(FrozenState* frozen);
+  Task<Result<>> drop_node_image(NodePointer pointer);
+  Task<Result<>> release_log_chain();
+  Task<Result<>> write_frozen(FrozenState& frozen);
+  Task<Result<>> write_superblock(VolumeState state);
+  VolumeState current_state() const;
+
+  // recovery.cc
+  std::set<uint64_t> replayed_open_segments;  // opened according to the log that is replayed
+  Task<Result<>> recover();
+  Task<Result<>> replay_commit(const std::vector<std::byte>* records);
+  Task<Result<>> verify_commit(const std::vector<std::byte>* records, bool* intact);
+  Task<Result<>> seal_leftovers();
+  Task<Result<>> resume_streams();
+  Task<Result<>> begin_mount();
+
+  // space.cc
+  uint64_t usable_blocks() const;
+  uint64_t metadata_debt() const;
+  uint64_t available(SpaceClass space_class) const;
+  uint64_t log_headroom() const;
+  uint64_t node_headroom() const;
+  uint64_t checkpoint_reserve() const;
+  uint64_t delete_reserve() const;
+  bool log_over_limit(uint64_t factor) const;
+};
+
+}  // namespace cofs

@@ -1,0 +1,364 @@
+// The store against a plain model: random transactions, commits, checkpoints, remounts and crashes.
+// After a crash the state must be that after some transaction, not older than the last commit.
+
+#include "blockmap/store.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+
+#include "tests/testing/sim_device.h"
+#include "tests/testing/sim_world.h"
+
+namespace cofs {
+namespace {
+
+constexpr uint64_t kInodes = 4;
+constexpr uint64_t kFileBlocks = 48;
+
+// What a store holds: per (inode, block) the seed of its content; per inode a value.
+struct Model {
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> blocks;
+  std::map<uint64_t, std::string> values;
+  bool operator==(const Model&) const = default;
+};
+
+void fill(std::byte* block, uint64_t seed) {
+  for (size_t i = 0; i < kBlockBytes; i += 8) {
+    const uint64_t word = mix64(seed, i);
+    std::memcpy(block + i, &word, 8);
+  }
+}
+
+Bytes bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
+
+struct Options {
+  uint64_t blocks = 2048;
+  uint32_t segment_blocks = 16;
+  uint32_t node_bytes = 4096;
+};
+
+class Volume {
+ public:
+  Volume(uint64_t seed, SimImage image) : world(seed), rng(seed * 7 + 1) {
+    SimDeviceOptions options;
+    options.seed = seed;
+    device = std::make_unique<SimDevice>(world, std::move(image), options);
+    env = std::make_unique<Environment>(Environment{*device, world.executor, world.clock,
+                                                    world.random, world.journal, world.buffers});
+  }
+  ~Volume() {
+    if (store) world.run(store->abandon());
+    store.reset();
+    world.run_until_idle();
+  }
+
+  void format(const Options& options) {
+    FormatOptions format;
+    format.segment_blocks = options.segment_blocks;
+    format.node_bytes = options.node_bytes;
+    auto formatted = world.run(Store::format(*env, format));
+    ASSERT_TRUE(formatted) << describe(formatted.error());
+  }
+  Result<> open(bool read_only = false) {
+    StoreOptions options;
+    options.background = false;
+    options.read_only = read_only;
+    options.cache_bytes = 65536;
+    auto opened = world.run(Store::open(*env, options));
+    if (!opened) return fail(opened.error());
+    store = std::move(*opened);
+    while (!read_only && store->allocate_inode() < 10 + kInodes) {
+    }
+    return {};
+  }
+
+  static Task<Result<>> write(Volume* v, uint64_t ino, uint64_t block, uint32_t count) {
+    auto transaction = co_await v->store->begin(Cost(count, 400), SpaceClass::kUser);
+    COFS_CO_TRY(transaction);
+    DataRun run;
+    run.ino = ino;
+    run.file_block = block;
+    run.count = count;
+    run.buffer = v->world.buffers.allocate(count);
+    std::vector<uint64_t> seeds;
+    for (uint32_t i = 0; i < count; i++) {
+      seeds.push_back(++v->content);
+      fill(run.buffer->block(i), seeds[i]);
+      run.hashes.push_back(block_hash(run.buffer->block(i)));
+    }
+    transaction->write_data(std::move(run));
+    const std::string value = "v" + std::to_string(++v->content);
+    transaction->put(Key::xattr(ino, 1, 0), bytes_of(value));
+    auto applied = co_await transaction->apply();
+    COFS_CO_TRY(applied);
+    for (uint32_t i = 0; i < count; i++) v->model.blocks[{ino, block + i}] = seeds[i];
+    v->model.values[ino] = value;
+    v->history.push_back(v->model);
+    co_return Result<>();
+  }
+  static Task<Result<>> punch(Volume* v, uint64_t ino, uint64_t block, uint64_t count) {
+    auto transaction = co_await v->store->begin(Cost(0, 200), SpaceClass::kDelete);
+    COFS_CO_TRY(transaction);
+    transaction->map_extent(ino, block, count, 0, 0);
+    const std::string value = "p" + std::to_string(++v->content);
+    transaction->put(Key::xattr(ino, 1, 0), bytes_of(value));
+    auto applied = co_await transaction->apply();
+    COFS_CO_TRY(applied);
+    v->model.values[ino] = value;
+    for (uint64_t i = 0; i < count; i++) v->model.blocks.erase({ino, block + i});
+    v->history.push_back(v->model);
+    co_return Result<>();
+  }
+  static Task<Result<>> copy(Volume* v, uint64_t from, uint64_t to, uint64_t block,
+                             uint64_t count) {
+    auto reservation = co_await v->store->reserve(Cost(count, 2000), SpaceClass::kUser);
+    COFS_CO_TRY(reservation);
+    auto mappings = co_await v->store->map_range(from, block, count, 1000);
+    COFS_CO_TRY(mappings);
+    std::vector<BlockRange> sources;
+    for (const Mapping& mapping : *mappings) {
+      BlockRange range;
+      range.start = mapping.virtual_block;
+      range.count = mapping.count;
+      sources.push_back(range);
+    }
+    // Sources must be on the device before a device can copy them.
+    auto committed = co_await v->store->commit();
+    COFS_CO_TRY(committed);
+    v->durable = v->history.size() - 1;
+    Result<> error;
+    auto runs = co_await v->store->copy_blocks(&sources, &*reservation, &error);
+    COFS_CO_TRY(error);
+    auto transaction = co_await v->store->begin(std::move(*reservation));
+    COFS_CO_TRY(transaction);
+    transaction->map_extent(to, block, count, 0, 0);
+    const std::string value = "c" + std::to_string(++v->content);
+    transaction->put(Key::xattr(to, 1, 0), bytes_of(value));
+    size_t run = 0;
+    uint64_t used = 0;
+    for (const Mapping& mapping : *mappings) {
+      uint64_t done = 0;
+      while (done < mapping.count) {
+        StagedRun& staged = runs.at(run);
+        StagedRun part = staged;
+        part.count = static_cast<uint32_t>(
+            std::min<uint64_t>(staged.count - used, mapping.count - done));
+        part.virtual_block += used;
+        part.physical_block += used;
+        part.checksums.assign(staged.checksums.begin() + static_cast<std::ptrdiff_t>(used),
+                              staged.checksums.begin() +
+                                  static_cast<std::ptrdiff_t>(used + part.count));
+        transaction->map_staged(to, mapping.file_block + done, part);
+        done += part.count;
+        used += part.count;
+        if (used == staged.count) {
+          run++;
+          used = 0;
+        }
+      }
+    }
+    auto applied = co_await transaction->apply();
+    COFS_CO_TRY(applied);
+    v->model.values[to] = value;
+    for (uint64_t i = 0; i < count; i++) {
+      auto found = v->model.blocks.find({from, block + i});
+      if (found == v->model.blocks.end()) {
+        v->model.blocks.erase({to, block + i});
+      } else {
+        v->model.blocks[{to, block + i}] = found->second;
+      }
+    }
+    v->history.push_back(v->model);
+    co_return Result<>();
+  }
+
+  Result<> step() {
+    const uint64_t ino = 10 + rng.below(kInodes);
+    const uint64_t block = rng.below(kFileBlocks);
+    const uint64_t kind = rng.below(20);
+    if (kind < 10) {
+      const auto n = static_cast<uint32_t>(1 + rng.below(rng.below(3) == 0 ? 24 : 3));
+      return world.run(write(this, ino, block, n));
+    }
+    if (kind < 13) return world.run(punch(this, ino, block, 1 + rng.below(20)));
+    if (kind < 15) {
+      return world.run(copy(this, ino, 10 + (ino - 9) % kInodes, block, 1 + rng.below(16)));
+    }
+    const size_t before = history.size();
+    auto result = kind < 18 ? world.run(store->commit()) : world.run(store->checkpoint());
+    if (result) durable = before - 1;
+    return result;
+  }
+
+  void expect_equals(const Model& expected) {
+    Model found;
+    for (uint64_t ino = 10; ino < 10 + kInodes; ino++) {
+      auto mappings = world.run(store->map_range(ino, 0, 1000, 1000));
+      ASSERT_TRUE(mappings);
+      for (const Mapping& mapping : *mappings) {
+        BufferRef buffer = world.buffers.allocate(static_cast<uint32_t>(mapping.count));
+        BlockRange range;
+        range.start = mapping.virtual_block;
+        range.count = mapping.count;
+        auto read = world.run(store->read_blocks(range, buffer->data()));
+        ASSERT_TRUE(read) << describe(read.error());
+        for (uint32_t i = 0; i < mapping.count; i++) {
+          const auto seed = expected.blocks.find({ino, mapping.file_block + i});
+          ASSERT_NE(seed, expected.blocks.end()) << "ino " << ino << " block "
+                                                 << mapping.file_block + i;
+          std::vector<std::byte> block(kBlockBytes);
+          fill(block.data(), seed->second);
+          ASSERT_EQ(std::memcmp(block.data(), buffer->block(i), kBlockBytes), 0);
+          found.blocks[{ino, mapping.file_block + i}] = seed->second;
+        }
+      }
+      auto value = world.run(store->get(Key::xattr(ino, 1, 0)));
+      ASSERT_TRUE(value);
+      if (value->has_value()) {
+        found.values[ino] = std::string(reinterpret_cast<const char*>((*value)->data()),
+                                        (*value)->size());
+      }
+    }
+    ASSERT_EQ(found.blocks.size(), expected.blocks.size());
+    ASSERT_TRUE(found == expected);
+  }
+  void expect_verified() {
+    VerifyOptions options;
+    options.read_data = true;
+    auto report = world.run(store->verify(options));
+    ASSERT_TRUE(report) << describe(report.error());
+    for (const VerifyProblem& problem : report->problems) ADD_FAILURE() << problem.what;
+  }
+
+  // The index of the history entry that the store holds: by the values, which name each write.
+  std::string values_now() {
+    std::string all;
+    for (uint64_t ino = 10; ino < 10 + kInodes; ino++) {
+      auto value = world.run(store->get(Key::xattr(ino, 1, 0)));
+      if (value && value->has_value()) {
+        all += std::to_string(ino) +
+               std::string(reinterpret_cast<const char*>((*value)->data()), (*value)->size());
+      }
+    }
+    return all;
+  }
+  uint64_t mapped_blocks() {
+    uint64_t n = 0;
+    for (uint64_t ino = 10; ino < 10 + kInodes; ino++) {
+      auto mappings = world.run(store->map_range(ino, 0, 1000, 1000));
+      for (const Mapping& mapping : *mappings) n += mapping.count;
+    }
+    return n;
+  }
+
+  SimWorld world;
+  SimRandom rng;
+  std::unique_ptr<SimDevice> device;
+  std::unique_ptr<Environment> env;
+  std::unique_ptr<Store> store;
+  Model model;
+  std::vector<Model> history = {Model()};
+  size_t durable = 0;  // index into history: at least this state is durable
+  uint64_t content = 0;
+};
+
+std::string values_of(const Model& model) {
+  std::string all;
+  for (const auto& [ino, value] : model.values) all += std::to_string(ino) + value;
+  return all;
+}
+
+TEST(StoreTest, EmptyVolumeVerifies) {
+  Volume volume(1, SimImage(2048));
+  volume.format(Options());
+  auto opened = volume.open();
+  ASSERT_TRUE(opened) << describe(opened.error());
+  volume.expect_verified();
+  ASSERT_TRUE(volume.world.run(volume.store->close()));
+}
+
+TEST(StoreTest, RandomOperationsAndRemounts) {
+  for (uint64_t seed = 1; seed <= 30; seed++) {
+    SCOPED_TRACE(seed);
+    SimImage image(2048);
+    Model model;
+    uint64_t content = 0;
+    for (int mount = 0; mount < 4; mount++) {
+      Volume volume(seed * 10 + static_cast<uint64_t>(mount), image);
+      if (mount == 0) volume.format(Options());
+      auto opened = volume.open();
+      ASSERT_TRUE(opened) << describe(opened.error());
+      volume.model = model;
+      volume.content = content;
+      volume.expect_equals(model);
+      for (int i = 0; i < 120; i++) {
+        auto done = volume.step();
+        ASSERT_TRUE(done) << describe(done.error()) << " at step " << i;
+      }
+      // What is still being written can't be read yet: files keep such blocks in memory.
+      ASSERT_TRUE(volume.world.run(volume.store->commit()));
+      volume.expect_equals(volume.model);
+      volume.expect_verified();
+      if (testing::Test::HasFatalFailure() || testing::Test::HasNonfatalFailure()) return;
+      auto closed = volume.world.run(volume.store->close());
+      ASSERT_TRUE(closed) << describe(closed.error());
+      model = volume.model;
+      content = volume.content;
+      image = volume.device->image();
+    }
+  }
+}
+
+TEST(StoreTest, CrashAtManyOperations) {
+  uint64_t states = 0;
+  for (uint64_t seed = 1; seed <= 20; seed++) {
+    for (uint64_t at = 1 + seed % 3; at < 160; at += 5) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + " crash at " + std::to_string(at));
+      Volume volume(seed, SimImage(2048));
+      volume.format(Options());
+      auto mounted = volume.open();
+      ASSERT_TRUE(mounted) << describe(mounted.error());
+      volume.device->power_off_at(volume.device->operation_count() + at);
+      for (int i = 0; i < 80 && !volume.device->powered_off(); i++) {
+        auto done = volume.step();
+        if (!volume.device->powered_off()) {
+          ASSERT_TRUE(done) << describe(done.error());
+        }
+      }
+      if (!volume.device->powered_off()) volume.device->power_off_now();
+      for (int outcome = 0; outcome < 4; outcome++) {
+        const CrashMode mode = outcome == 0   ? CrashMode::kDropAll
+                               : outcome == 1 ? CrashMode::kKeepAll
+                                              : CrashMode::kRandom;
+        const uint64_t crash_seed = seed * 1000 + at * 10 + static_cast<uint64_t>(outcome);
+        SimImage image = volume.device->crash_image(crash_seed, mode);
+        Volume after(crash_seed, image);
+        auto opened = after.open();
+        ASSERT_TRUE(opened) << describe(opened.error());
+        const std::string values = after.values_now();
+        const uint64_t mapped = after.mapped_blocks();
+        bool matched = false;
+        for (size_t i = volume.durable; i < volume.history.size() && !matched; i++) {
+          if (values_of(volume.history[i]) != values ||
+              volume.history[i].blocks.size() != mapped) {
+            continue;
+          }
+          after.expect_equals(volume.history[i]);
+          if (testing::Test::HasFatalFailure()) return;
+          matched = true;
+        }
+        ASSERT_TRUE(matched) << "found " << values << " mode " << outcome << " durable "
+                             << values_of(volume.history[volume.durable]);
+        after.expect_verified();
+        if (testing::Test::HasNonfatalFailure()) return;
+        states++;
+      }
+    }
+  }
+  std::printf("crash states tried: %llu\n", static_cast<unsigned long long>(states));
+}
+
+}  // namespace
+}  // namespace cofs
