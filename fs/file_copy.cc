@@ -1,0 +1,313 @@
+// copy_range: bytes from one file to another (or within one), by the copy engine wherever whole blocks
+// allow it.
+//
+// The request is cut into a head, whole blocks, and a tail. Where source and target offsets are
+// congruent the blocks between go through the engine, in batches: the source's mapping is read, its
+// data copied to new space, and the new mapping, the size and the times published in one transaction;
+// so what was replied is all there or not at all. Holes and unwritten extents of the source become
+// holes. Heads, tails, inline data and incongruent offsets are read and written here, in memory.
+//
+// The device copies what is on the device, so dirty source data is flushed and its writes awaited
+// first. The source's lock keeps it as it is from then on.
+
+#include <algorithm>
+#include <utility>
+
+#include "fs/files_impl.h"
+
+namespace cofs {
+
+struct Files::Impl::CopyJob {
+  CopyJob(InodeRef s, InodeRef t, uint64_t so, uint64_t to, uint64_t n)
+      : source(std::move(s)), target(std::move(t)), source_offset(so), target_offset(to), length(n) {}
+  InodeRef source;
+  InodeRef target;
+  uint64_t source_offset;
+  uint64_t target_offset;
+  uint64_t length;
+  uint64_t done = 0;  // bytes published
+
+  uint64_t source_at() const { return source_offset + done; }
+  uint64_t target_at() const { return target_offset + done; }
+  uint64_t left() const { return length - done; }
+  bool same_file() const { return source.get() == target.get(); }
+};
+
+// Whole blocks to be copied and published together.
+struct Files::Impl::CopyBatch {
+  struct Piece {
+    uint64_t count = 0;
+    bool is_data = false;
+  };
+  uint64_t source_block = 0;
+  uint64_t target_block = 0;
+  uint64_t count = 0;
+  std::vector<Piece> pieces;        // in file order, sums to count
+  std::vector<BlockRange> sources;  // virtual ranges of the data pieces, in order, merged
+  uint64_t data_blocks = 0;
+
+  void add(uint64_t blocks, bool is_data) {
+    if (blocks == 0) return;
+    count += blocks;
+    if (is_data) data_blocks += blocks;
+    if (!pieces.empty() && pieces.back().is_data == is_data) {
+      pieces.back().count += blocks;
+    } else {
+      pieces.push_back(Piece{blocks, is_data});
+    }
+  }
+  void add_source(uint64_t virtual_block, uint64_t blocks) {
+    if (!sources.empty() && sources.back().end() == virtual_block) {
+      sources.back().count += blocks;
+    } else {
+      sources.push_back(BlockRange{virtual_block, blocks});
+    }
+  }
+};
+
+namespace {
+
+// The first `count` blocks of a staged run, which loses them.
+StagedRun split_front(StagedRun& run, uint32_t count) {
+  StagedRun front;
+  front.virtual_block = run.virtual_block;
+  front.physical_block = run.physical_block;
+  front.count = count;
+  front.generation = run.generation;
+  const auto cut = run.checksums.begin() + static_cast<std::ptrdiff_t>(count);
+  front.checksums.assign(run.checksums.begin(), cut);
+  run.checksums.erase(run.checksums.begin(), cut);
+  run.virtual_block += count;
+  run.physical_block += count;
+  run.count -= count;
+  return front;
+}
+
+// Staged runs, consumed in order.
+class StagedQueue {
+ public:
+  explicit StagedQueue(std::vector<StagedRun> runs) : runs_(std::move(runs)) {
+    for (const StagedRun& run : runs_) left_ += run.count;
+  }
+  uint64_t left() const { return left_; }
+  // The next piece of at most `count` blocks. REQUIRES: left() > 0.
+  StagedRun next(uint64_t count) {
+    StagedRun& run = runs_[index_];
+    const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(count, run.count));
+    left_ -= blocks;
+    if (blocks < run.count) return split_front(run, blocks);
+    index_++;
+    return std::move(run);
+  }
+
+ private:
+  std::vector<StagedRun> runs_;
+  size_t index_ = 0;
+  uint64_t left_ = 0;
+};
+
+}  // namespace
+
+Task<Result<>> Files::Impl::copy_by_host(CopyJob& job, uint64_t length) {
+  const uint64_t stop = job.done + length;
+  while (job.done < stop) {
+    // A write carries at most a megabyte; ending at a block of the target keeps the next one whole.
+    uint64_t bytes = std::min<uint64_t>(stop - job.done, kReadBytesMax);
+    const uint64_t over = (job.target_at() + bytes) % kBlockBytes;
+    if (bytes == kReadBytesMax && over != 0) bytes -= over;
+    const uint32_t piece = static_cast<uint32_t>(bytes);
+    auto read = co_await read_locked(*job.source, job.source_at(), piece);
+    COFS_CO_TRY(read);
+    WriteData data;
+    const auto refill = [&data, &job, &read, this, piece] {
+      data = WriteData::fill(environment.buffers, job.target_at(), read->data(), piece);
+    };
+    if (piece > bytes_of_blocks(kOutsideBlocks)) {
+      co_await outside(environment.executor, refill);
+    } else {
+      refill();
+    }
+    auto written = co_await write_locked(*job.target, data, true);
+    COFS_CO_TRY(written);
+    flush_if_due(job.target);
+    edge_bytes += piece;
+    job.done += piece;
+  }
+  co_return Result<>();
+}
+
+// The next batch of source blocks [first, first + count): cut where it would hold too much data or too
+// many extents, or replace too many.
+Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t count,
+                                       CopyBatch* batch) {
+  batch->source_block = first;
+  batch->target_block = job.target_at() / kBlockBytes;
+  auto replaced = co_await store.map_range(job.target->ino, batch->target_block, count,
+                                           kStepExtents + 1);
+  COFS_CO_TRY(replaced);
+  if (replaced->size() > kStepExtents) {
+    count = (*replaced)[kStepExtents - 1].end() - batch->target_block;
+  }
+  auto mappings = co_await store.map_range(job.source->ino, first, count, kCopyBatchExtents);
+  COFS_CO_TRY(mappings);
+  const uint64_t end = mappings->size() < kCopyBatchExtents ? first + count : mappings->back().end();
+  uint64_t cursor = first;
+  for (const Mapping& mapping : *mappings) {
+    batch->add(mapping.file_block - cursor, false);
+    cursor = mapping.file_block;
+    const bool is_data = mapping.virtual_block != 0;
+    const uint64_t room = kCopyBatchBlocks - batch->data_blocks;
+    const uint64_t blocks = is_data ? std::min(mapping.count, room) : mapping.count;
+    batch->add(blocks, is_data);
+    if (is_data) batch->add_source(mapping.virtual_block, blocks);
+    cursor += blocks;
+    if (batch->data_blocks == kCopyBatchBlocks) co_return Result<>();
+  }
+  batch->add(end - cursor, false);
+  co_return Result<>();
+}
+
+// Applying, after the mapping of the next `blocks` blocks changed: the rest of the change.
+void Files::Impl::publish_copy(CopyJob& job, uint64_t blocks) {
+  Inode& target = *job.target;
+  const uint64_t first = job.target_at() / kBlockBytes;
+  DataChange change(*this, target);
+  target.data.drop(first, blocks);
+  job.done += std::min(bytes_of_blocks(blocks), job.left());
+  target.size = std::max(target.size, job.target_at());
+  trim_reservation(target);
+  mark_data_changed(target);
+  clear_privileges(target);
+}
+
+// Copies a planned batch and publishes it, or as much of it as the engine managed.
+Task<Result<>> Files::Impl::copy_batch(CopyJob& job, CopyBatch& batch) {
+  Cost cost = data_cost(batch.data_blocks, batch.pieces.size() + batch.sources.size());
+  cost.record_bytes += (batch.data_blocks / ondisk::kVmapBlocksMax + 4) * kRunRecordBytes;
+  auto space = co_await store.reserve(cost, SpaceClass::kUser);
+  COFS_CO_TRY(space);
+  Result<> copied;
+  std::vector<StagedRun> runs;
+  if (!batch.sources.empty()) {
+    runs = co_await store.copy_blocks(&batch.sources, &*space, &copied);
+  }
+  StagedQueue staged(std::move(runs));
+  if (staged.left() < batch.data_blocks && copied) {
+    copied = fail(Code::kIo, "copy engine copied less than asked", job.target->ino);
+  }
+  auto transaction = co_await store.begin(std::move(*space));
+  COFS_CO_TRY(transaction);
+  uint64_t blocks = 0;
+  for (const CopyBatch::Piece& piece : batch.pieces) {
+    uint64_t left = piece.count;
+    const uint64_t target = batch.target_block;
+    if (!piece.is_data) {
+      transaction->map_extent(job.target->ino, target + blocks, left, 0, 0);
+      blocks += left;
+      continue;
+    }
+    while (left > 0 && staged.left() > 0) {
+      StagedRun run = staged.next(left);
+      const uint32_t count = run.count;
+      transaction->map_staged(job.target->ino, target + blocks, std::move(run));
+      blocks += count;
+      left -= count;
+    }
+    if (left > 0) break;
+  }
+  if (blocks > 0) {
+    auto applied = co_await transaction->apply();
+    COFS_CO_TRY(applied);
+    publish_copy(job, blocks);
+  }
+  co_return copied;
+}
+
+// Source blocks [first, +count) to the target, whose offset is congruent.
+Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t count) {
+  const uint64_t end = first + count;
+  while (first < end) {
+    CopyBatch batch;
+    auto planned = co_await plan_batch(job, first, end - first, &batch);
+    COFS_CO_TRY(planned);
+    const uint64_t done_before = job.done;
+    auto copied = co_await copy_batch(job, batch);
+    COFS_CO_TRY(copied);
+    COFS_ASSERT(job.done > done_before);
+    first += batch.count;
+  }
+  co_return Result<>();
+}
+
+Task<Result<>> Files::Impl::run_copy(CopyJob& job) {
+  Inode& source = *job.source;
+  Inode& target = *job.target;
+  auto finished = co_await finish_truncation(target);
+  COFS_CO_TRY(finished);
+  const bool congruent = job.source_offset % kBlockBytes == job.target_offset % kBlockBytes;
+  const uint64_t first = blocks_of_bytes(job.source_offset);
+  const uint64_t source_end = job.source_offset + job.length;
+  uint64_t end = source_end / kBlockBytes;
+  // The block at the source's end counts as whole if the target ends there too: what follows in it is
+  // zero. (Within one file, it might be the block that the copy is appended to.)
+  const bool ends_both = source_end == source.size &&
+                         job.target_offset + job.length >= target.size && !job.same_file();
+  if (ends_both) end = blocks_of_bytes(source_end);
+  if (congruent && end > first && !is_inline(source)) {
+    auto settled = co_await settle_range(job.source, first, end - first);
+    COFS_CO_TRY(settled);
+  }
+  if (!congruent || end <= first || is_inline(source)) {
+    co_return co_await copy_by_host(job, std::min(job.length, kHostCopyBytesMax));
+  }
+  BlockHold source_hold(source);
+  BlockHold target_hold(target);
+  auto blocks = co_await to_block_form(target);
+  COFS_CO_TRY(blocks);
+  auto head = co_await copy_by_host(job, bytes_of_blocks(first) - job.source_offset);
+  COFS_CO_TRY(head);
+  auto middle = co_await copy_blocks(job, first, end - first);
+  COFS_CO_TRY(middle);
+  co_return co_await copy_by_host(job, job.left());
+}
+
+Task<Result<CopyResult>> Files::copy_range(uint64_t source_ino, uint64_t source_offset,
+                                           uint64_t target_ino, uint64_t target_offset,
+                                           uint64_t length) {
+  CopyResult copied;
+  auto source = co_await impl_->get_file(source_ino);
+  COFS_CO_TRY(source);
+  auto target = co_await impl_->get_file(target_ino);
+  COFS_CO_TRY(target);
+  auto room = co_await impl_->throttle();
+  COFS_CO_TRY(room);
+
+  SharedMutex::Guard source_guard;
+  SharedMutex::Guard target_guard;
+  if (source_ino < target_ino) source_guard = co_await (*source)->lock.lock_shared();
+  target_guard = co_await (*target)->lock.lock_exclusive();
+  if (source_ino > target_ino) source_guard = co_await (*source)->lock.lock_shared();
+  if ((*source)->deleted) co_return fail(Code::kStale, "copy source", source_ino);
+  auto allowed = Impl::check_changeable(**target, target_offset >= (*target)->size);
+  COFS_CO_TRY(allowed);
+
+  const uint64_t size = (*source)->size;
+  length = std::min(length, impl_->options.copy_bytes_max);
+  length = std::min(length, source_offset < size ? size - source_offset : 0);
+  if (length == 0) co_return copied;
+  if (target_offset >= kFileBytesMax) co_return fail(Code::kFileTooBig, "copy", target_ino);
+  length = std::min(length, kFileBytesMax - target_offset);
+  if (source_ino == target_ino && source_offset < target_offset + length &&
+      target_offset < source_offset + length) {
+    co_return fail(Code::kInvalid, "copy onto itself", target_ino);
+  }
+  Impl::CopyJob job(*source, *target, source_offset, target_offset, length);
+  auto result = co_await impl_->run_copy(job);
+  if (!result && job.done == 0) co_return fail(result.error());
+  impl_->note_access(**source);
+  impl_->flush_if_due(*target);
+  copied.bytes = job.done;
+  co_return copied;
+}
+
+}  // namespace cofs

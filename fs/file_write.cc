@@ -1,0 +1,157 @@
+// Buffered writing: complete the blocks covered in part, get space promised, then insert in one step.
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "fs/files_impl.h"
+#include "offload/base/checksum.h"
+
+namespace cofs {
+
+namespace {
+
+uint64_t end_of(const WriteData& data) { return data.offset + data.length; }
+uint64_t first_block_of(const WriteData& data) { return data.offset / kBlockBytes; }
+uint64_t block_count_of(const WriteData& data) {
+  return blocks_of_bytes(end_of(data)) - first_block_of(data);
+}
+
+}  // namespace
+
+// A block covered in part gets its other bytes from the file as it is; beyond the end they are zero.
+Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
+  const uint64_t first = first_block_of(data);
+  const uint64_t last = first + block_count_of(data) - 1;
+  const uint32_t head = static_cast<uint32_t>(data.offset % kBlockBytes);
+  const uint32_t tail = static_cast<uint32_t>(end_of(data) % kBlockBytes);
+  BufferRef old;
+  for (uint64_t block = first; block <= last; block = block == last ? last + 1 : last) {
+    const uint32_t from = block == first ? head : 0;
+    const uint32_t to = block == last && tail != 0 ? tail : kBlockBytes;
+    if (from == 0 && to == kBlockBytes) continue;
+    std::byte* const target = data.buffer->block(static_cast<uint32_t>(block - first));
+    const uint64_t start = bytes_of_blocks(block);
+    const uint64_t valid = inode.size > start ? inode.size - start : 0;
+    const bool needs_old = valid > 0 && (from > 0 || valid > to);
+    if (needs_old) {
+      if (!old) old = environment.buffers.allocate(1);
+      auto read = co_await read_file_blocks(inode, block, 1, old->data(), nullptr);
+      COFS_CO_TRY(read);
+      std::memcpy(target, old->data(), from);
+      std::memcpy(target + to, old->data() + to, kBlockBytes - to);
+    } else {
+      std::memset(target, 0, from);
+      std::memset(target + to, 0, kBlockBytes - to);
+    }
+    data.hashes[block - first] = block_hash(target);
+  }
+  co_return Result<>();
+}
+
+// How many blocks are still to be reserved, beyond the file's own reservation and `held`.
+uint64_t Files::Impl::write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const {
+  const uint64_t first = first_block_of(data);
+  const uint64_t count = block_count_of(data);
+  uint64_t dirty = inode.data.dirty_blocks() + count - inode.data.dirty_blocks_in(first, count);
+  uint64_t runs = inode.data.dirty_runs() + 2;  // the new run may cut an old one in two
+  if (is_inline(inode) && first > 0) {
+    dirty++;
+    runs++;
+  }
+  const uint64_t size = std::max(inode.size, end_of(data));
+  const uint64_t wanted = wanted_blocks(inode, dirty, runs, size);
+  const uint64_t have = inode.data.reservation.blocks() + held;
+  return wanted > have ? wanted - have : 0;
+}
+
+// Applying, in one step: the data, the size and the times.
+void Files::Impl::insert(Inode& inode, WriteData& data, Reservation space) {
+  const uint64_t end = end_of(data);
+  inode.data.reservation.merge(std::move(space));
+  if (is_inline(inode)) {
+    if (first_block_of(data) > 0) {
+      make_blocks(inode, Reservation());
+    } else {  // the new block holds the old bytes already
+      inode.flags &= ~ondisk::kInodeInline;
+      inode.inline_data.clear();
+    }
+  }
+  DataChange change(*this, inode);
+  FileData::Run run;
+  run.count = static_cast<uint32_t>(block_count_of(data));
+  run.buffer = std::move(data.buffer);
+  run.hashes = std::move(data.hashes);
+  run.hashes.resize(run.count);
+  inode.data.add_dirty(first_block_of(data), std::move(run));
+  inode.size = std::max(inode.size, end);
+  trim_reservation(inode);
+  mark_data_changed(inode);
+}
+
+Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data, bool kill_privileges) {
+  auto finished = co_await finish_truncation(inode);
+  COFS_CO_TRY(finished);
+  auto completed = co_await complete_edges(inode, data);
+  COFS_CO_TRY(completed);
+  Reservation space;
+  for (;;) {
+    const uint64_t deficit = write_deficit(inode, data, space.blocks());
+    if (deficit > 0) {
+      auto more = co_await store.reserve(Cost(deficit, 0), SpaceClass::kUser);
+      COFS_CO_TRY(more);
+      space.merge(std::move(*more));
+      continue;
+    }
+    auto transaction = co_await store.begin(Reservation());
+    COFS_CO_TRY(transaction);
+    // A flush meanwhile may have taken dirty blocks, and their promise, that were counted on.
+    if (write_deficit(inode, data, space.blocks()) > 0) continue;
+    insert(inode, data, std::move(space));
+    if (kill_privileges) clear_privileges(inode);
+    break;
+  }
+  co_return Result<>();
+}
+
+// The same bytes, in a buffer whose blocks are the file's blocks at another offset.
+Task<> Files::Impl::move_to_offset(WriteData& data, uint64_t offset) {
+  const uint32_t skip = static_cast<uint32_t>(data.offset % kBlockBytes);
+  if (offset % kBlockBytes == skip) {
+    data.offset = offset;
+    co_return;
+  }
+  WriteData moved;
+  const auto refill = [&moved, &data, this, offset, skip] {
+    moved = WriteData::fill(environment.buffers, offset, data.buffer->data() + skip, data.length);
+  };
+  if (data.length > bytes_of_blocks(kOutsideBlocks)) {
+    co_await outside(environment.executor, refill);
+  } else {
+    refill();
+  }
+  data = std::move(moved);
+}
+
+Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, bool kill_privileges) {
+  auto inode = co_await impl_->get_file(ino);
+  COFS_CO_TRY(inode);
+  auto room = co_await impl_->throttle();
+  COFS_CO_TRY(room);
+  Inode& file = **inode;
+  SharedMutex::Guard guard = co_await file.lock.lock_exclusive();
+  const bool appends = append || data.offset >= file.size;
+  auto allowed = Impl::check_changeable(file, appends);
+  COFS_CO_TRY(allowed);
+  if (data.length == 0) co_return Result<>();
+  if (append) co_await impl_->move_to_offset(data, file.size);
+  if (data.offset > kFileBytesMax || data.length > kFileBytesMax - data.offset) {
+    co_return fail(Code::kFileTooBig, "write", ino);
+  }
+  auto written = co_await impl_->write_locked(file, data, kill_privileges);
+  COFS_CO_TRY(written);
+  impl_->flush_if_due(*inode);
+  co_return Result<>();
+}
+
+}  // namespace cofs

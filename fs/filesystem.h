@@ -1,0 +1,142 @@
+// FileSystem: POSIX files and directories on a Store. What the FUSE server, the tools and the
+// simulated tests call; every operation is a coroutine of the core.
+//
+// Semantics are POSIX's and Linux's; permission checks are the caller's (the kernel's
+// default_permissions), all else is decided here. Errors are Codes; each operation names those that
+// are its own. Names are 1 … 255 bytes without '/' and NUL and are checked here.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "blockmap/store.h"
+#include "fs/inode.h"
+#include "fs/types.h"
+
+namespace cofs {
+
+enum class AccessTimes : uint8_t { kRelative, kNone, kStrict };
+
+struct FsOptions {
+  AccessTimes access_times = AccessTimes::kRelative;
+  uint64_t dirty_bytes_max = 64ULL << 20;   // of file data in memory before writers wait
+  uint64_t inodes_cached_max = 65'536;
+  uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond
+  bool read_only = false;
+  FsOptions() = default;
+};
+
+enum class RenameFlags : uint32_t { kNone = 0, kNoReplace = 1, kExchange = 2, kWhiteout = 4 };
+
+enum class AllocateMode : uint8_t { kAllocate, kKeepSize, kPunchHole, kZeroRange, kZeroKeepSize };
+
+struct CopyResult {
+  uint64_t bytes = 0;
+};
+
+class FileSystem final : public CommitClient, public DataSink {
+ public:
+  // A root directory on a freshly formatted store (mode 0755, owner uid/gid).
+  static Task<Result<>> format(Environment environment, FormatOptions options, uint32_t uid,
+                               uint32_t gid);
+  // Takes the store; finishes what a crash interrupted (truncations at once, orphans in background).
+  static Task<Result<std::unique_ptr<FileSystem>>> open(std::unique_ptr<Store> store,
+                                                        Environment environment, FsOptions options);
+  ~FileSystem() override;
+  // Commits everything, frees orphans' leftovers no more than it must, closes the store.
+  Task<Result<>> close();
+  Task<> abandon();  // as a crash would: nothing is written; waits until all activity ended
+
+  // --- Names (parent must be a directory: kNotDirectory) ---
+  Task<Result<Attributes>> lookup(uint64_t parent, std::string name);  // "." and ".." too
+  Task<Result<Attributes>> create(uint64_t parent, std::string name, uint32_t mode, Caller caller,
+                                  bool exclusive, bool* created);  // regular file; opens nothing
+  Task<Result<Attributes>> make_node(uint64_t parent, std::string name, uint32_t mode,
+                                     uint64_t rdev, Caller caller);
+  Task<Result<Attributes>> make_directory(uint64_t parent, std::string name, uint32_t mode,
+                                          Caller caller);
+  Task<Result<Attributes>> make_symlink(uint64_t parent, std::string name, std::string target,
+                                        Caller caller);
+  // An unnamed regular file (O_TMPFILE), to be opened at once; link() can name it.
+  Task<Result<Attributes>> make_unnamed(uint64_t parent, uint32_t mode, Caller caller);
+  Task<Result<Attributes>> link(uint64_t ino, uint64_t new_parent, std::string new_name);
+  Task<Result<>> unlink(uint64_t parent, std::string name);
+  Task<Result<>> remove_directory(uint64_t parent, std::string name);
+  Task<Result<>> rename(uint64_t parent, std::string name, uint64_t new_parent,
+                        std::string new_name, uint32_t flags);
+  Task<Result<std::string>> read_symlink(uint64_t ino);
+  // Up to `limit` entries after `cookie` (0: from the start, beginning with "." and ".."). Cookies are
+  // stable while the directory changes.
+  Task<Result<std::vector<DirectoryEntry>>> read_directory(uint64_t ino, uint64_t cookie,
+                                                           uint64_t limit);
+
+  // --- Attributes ---
+  Task<Result<Attributes>> get_attributes(uint64_t ino);
+  Task<Result<Attributes>> set_attributes(uint64_t ino, AttributeChange change, Caller caller);
+  Task<Result<std::string>> get_xattr(uint64_t ino, std::string name);
+  // create_only: kExists if present; replace_only: kNoAttribute if absent. POSIX ACLs are xattrs
+  // system.posix_acl_access/default: checked, and folded into the mode where they are equivalent.
+  Task<Result<>> set_xattr(uint64_t ino, std::string name, std::string value, bool create_only,
+                           bool replace_only, Caller caller);
+  Task<Result<std::vector<std::string>>> list_xattrs(uint64_t ino);
+  Task<Result<>> remove_xattr(uint64_t ino, std::string name);
+
+  // --- Open files. An unlinked file lives until its last close (and, over FUSE, forget()). ---
+  Task<Result<Attributes>> open_file(uint64_t ino, bool truncate);
+  Task<> close_file(uint64_t ino);
+  Task<> forget(uint64_t ino);  // the kernel dropped it: an unlinked, closed file is freed now
+
+  // --- Data ---
+  // At most 1 MiB; short only at the end of the file.
+  Task<Result<ReadData>> read(uint64_t ino, uint64_t offset, uint32_t length);
+  // All or an error. append: at the end of the file, whatever data.offset's block says (the data is
+  // moved if it must be). kill_privileges: clear setuid/setgid as an unprivileged write does.
+  Task<Result<>> write(uint64_t ino, WriteData data, bool append, bool kill_privileges);
+  Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length);
+  Task<Result<uint64_t>> seek_data(uint64_t ino, uint64_t offset);  // kNoSuchOffset past the end
+  Task<Result<uint64_t>> seek_hole(uint64_t ino, uint64_t offset);
+  // Copies through the copy engine; may be short (never 0 before the source's end).
+  Task<Result<CopyResult>> copy_range(uint64_t source, uint64_t source_offset, uint64_t target,
+                                      uint64_t target_offset, uint64_t length);
+
+  // --- Durability and reports ---
+  Task<Result<>> sync();  // everything; fsync of any file or directory is this too
+  FsStatistics statistics() const;
+  Store& store() { return *store_; }
+  Environment& environment() { return environment_; }
+  const FsOptions& options() const { return options_; }
+
+  // For fsck and tests: namespace and data rules on top of Store::verify (every entry names an inode,
+  // link counts, parents, orphans, sizes against extents, no cycles).
+  Task<Result<VerifyReport>> verify(VerifyOptions options);
+  // Mends what verify() calls repairable; returns how many things it changed.
+  Task<Result<uint64_t>> repair();
+
+  // --- CommitClient, DataSink (called by the store) ---
+  Task<Result<>> flush_dirty_data() override;
+  void collect_data(Transaction& transaction) override;
+  uint64_t inode_bytes_bound() const override;
+  void collect_inodes(Transaction& transaction) override;
+  void mapped_blocks_changed(uint64_t ino, int64_t delta) override;
+  void data_written(uint64_t token, const Result<>& result) override;
+
+ private:
+  friend class Files;
+  friend class Names;
+  FileSystem(std::unique_ptr<Store> store, Environment environment, FsOptions options);
+  Task<Result<>> make_root(uint32_t uid, uint32_t gid);
+  Task<Result<>> prepare();
+
+  Environment environment_;
+  FsOptions options_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<InodeTable> inodes_;
+  std::unique_ptr<class Names> names_;
+  std::unique_ptr<class Files> files_;
+};
+
+}  // namespace cofs

@@ -1,0 +1,100 @@
+// The words of the filesystem's interface: attributes, callers, results. No libfuse type, no errno.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "offload/base/buffer.h"
+#include "offload/base/executor.h"
+
+namespace cofs {
+
+// Who asks. Permission checks are the kernel's (default_permissions); this decides ownership of new
+// files and what a change of data or owner does to setuid and setgid bits.
+struct Caller {
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+  uint32_t umask = 0;        // applied to new files unless the parent has a default ACL
+  std::vector<uint32_t> groups;  // supplementary groups; only filled where an operation needs them
+  Caller() = default;
+  Caller(uint32_t u, uint32_t g, uint32_t mask) : uid(u), gid(g), umask(mask) {}
+  bool in_group(uint32_t group) const {
+    if (group == gid) return true;
+    for (uint32_t g : groups) {
+      if (g == group) return true;
+    }
+    return false;
+  }
+};
+
+struct Attributes {
+  uint64_t ino = 0;
+  uint32_t mode = 0;  // type and permissions, as in stat(2)
+  uint32_t nlink = 0;
+  uint32_t uid = 0;
+  uint32_t gid = 0;
+  uint64_t rdev = 0;
+  uint64_t size = 0;
+  uint64_t blocks = 0;  // 4 KiB blocks allocated or promised (data in memory counts)
+  uint32_t flags = 0;   // ondisk::kInodeImmutable, kInodeAppend
+  WallTime access_time;
+  WallTime modify_time;
+  WallTime change_time;
+  WallTime birth_time;
+};
+
+struct AttributeChange {
+  std::optional<uint32_t> mode;  // permission bits
+  std::optional<uint32_t> uid;
+  std::optional<uint32_t> gid;
+  std::optional<uint64_t> size;
+  std::optional<WallTime> access_time;
+  std::optional<WallTime> modify_time;
+  std::optional<WallTime> change_time;
+  std::optional<uint32_t> flags;      // immutable and append bits only
+  bool kill_privileges = false;       // clear setuid (and setgid with group execute), as a write does
+  AttributeChange() = default;
+};
+
+// File data on its way in: the bytes [offset, offset + length) of a file in a buffer whose first byte
+// stands for file offset (offset rounded down to a block); so blocks of the file are blocks of the
+// buffer. hashes[i] is block_hash() of buffer block i where the write covers that block whole, else
+// anything. Made outside the core by whoever received the bytes (WriteData::fill).
+struct WriteData {
+  uint64_t offset = 0;
+  uint32_t length = 0;
+  BufferRef buffer;
+  std::vector<uint64_t> hashes;
+
+  WriteData() = default;
+  // Copies `length` (at most 1 MiB) bytes at `source` into a buffer of the pool and hashes the blocks.
+  static WriteData fill(BufferPool& pool, uint64_t offset, const void* source, uint32_t length);
+};
+
+// File data on its way out: bytes [skip, skip + length) of the buffer.
+struct ReadData {
+  BufferRef buffer;
+  uint32_t skip = 0;
+  uint32_t length = 0;
+  ReadData() = default;
+  const std::byte* data() const { return buffer->data() + skip; }
+};
+
+struct DirectoryEntry {
+  std::string name;
+  uint64_t ino = 0;
+  uint8_t type = 0;     // DT_*
+  uint64_t cookie = 0;  // pass to read_directory to go on after this entry
+};
+
+struct FsStatistics {  // statfs: blocks of 4 KiB
+  uint64_t total_blocks = 0;
+  uint64_t free_blocks = 0;
+  uint64_t available_blocks = 0;
+  uint64_t inodes = 0;
+  uint64_t free_inodes = 0;
+};
+
+}  // namespace cofs
