@@ -1,0 +1,132 @@
+#include "fs/fuse_ops.h"
+
+#include <algorithm>
+
+namespace cofs {
+
+namespace {
+
+timespec timespec_of(const WallTime& time) {
+  timespec result{};
+  result.tv_sec = time.seconds;
+  result.tv_nsec = time.nanoseconds;
+  return result;
+}
+
+// Exactly these are asked for, whatever the library's defaults are.
+//
+// Not asked for: HANDLE_KILLPRIV (the kernel knows capabilities and clears setuid itself by SETATTR),
+// AUTO_INVAL_DATA (nobody else changes the files), splice (data is copied to be checksummed), and locks
+// (local to this host, the kernel does them alone).
+constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_EXPORT_SUPPORT |
+                             FUSE_CAP_DONT_MASK | FUSE_CAP_IOCTL_DIR | FUSE_CAP_READDIRPLUS |
+                             FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO | FUSE_CAP_PARALLEL_DIROPS |
+                             FUSE_CAP_POSIX_ACL | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
+
+void on_init(void* userdata, fuse_conn_info* connection) {
+  FuseServer& server = *static_cast<FuseServer*>(userdata);
+  unsigned wanted = kWanted;
+  if (server.options().writeback) wanted |= FUSE_CAP_WRITEBACK_CACHE;
+  connection->want = wanted & connection->capable;
+  connection->max_write = FuseServer::kRequestBytesMax;
+  // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from there.
+  connection->max_readahead = FuseServer::kRequestBytesMax;
+  connection->max_background = FuseServer::kBackgroundMax;
+  connection->congestion_threshold = FuseServer::kBackgroundCongested;
+  connection->time_gran = 1;
+  server.session_initialised();
+}
+
+// fuseblk only: umount(2) waits for this.
+void on_destroy(void* userdata) {
+  FuseServer& server = *static_cast<FuseServer*>(userdata);
+  if (server.stopped() || server.options().read_only) return;
+  Result<> synced = run_blocking(server.monitor(), server.fs().sync());
+  if (!synced) server.note_failure(synced.error());
+}
+
+}  // namespace
+
+void install_session_operations(fuse_lowlevel_ops& operations) {
+  operations.init = on_init;
+  operations.destroy = on_destroy;
+}
+
+void reply_errno(FuseServer& server, fuse_req_t request, int error_number) {
+  reply(server, [request, error_number] { fuse_reply_err(request, error_number); });
+}
+
+void reply_error(FuseServer& server, fuse_req_t request, const Error& error) {
+  reply(server, [&server, request, error] {
+    server.note_failure(error);
+    fuse_reply_err(request, errno_of(error.code));
+  });
+}
+
+void reply_status(FuseServer& server, fuse_req_t request, const Result<>& result) {
+  if (result) {
+    reply_errno(server, request, 0);
+  } else {
+    reply_error(server, request, result.error());
+  }
+}
+
+void reply_entry(FuseServer& server, fuse_req_t request, const Attributes& attributes) {
+  reply(server, [request, entry = entry_of(attributes)] { fuse_reply_entry(request, &entry); });
+}
+
+void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& attributes) {
+  reply(server, [request, status = stat_of(attributes)] {
+    fuse_reply_attr(request, &status, FuseServer::kAttributeSeconds);
+  });
+}
+
+struct stat stat_of(const Attributes& attributes) {
+  struct stat status {};
+  status.st_ino = attributes.ino;
+  status.st_mode = attributes.mode;
+  status.st_nlink = attributes.nlink;
+  status.st_uid = attributes.uid;
+  status.st_gid = attributes.gid;
+  status.st_rdev = attributes.rdev;
+  status.st_size = static_cast<off_t>(attributes.size);
+  status.st_blksize = kBlockBytes;
+  status.st_blocks = static_cast<blkcnt_t>(attributes.blocks * (kBlockBytes / 512));
+  status.st_atim = timespec_of(attributes.access_time);
+  status.st_mtim = timespec_of(attributes.modify_time);
+  status.st_ctim = timespec_of(attributes.change_time);
+  return status;
+}
+
+struct fuse_entry_param entry_of(const Attributes& attributes) {
+  struct fuse_entry_param entry {};
+  entry.ino = attributes.ino;
+  entry.generation = 1;  // inode numbers are never used again
+  entry.attr = stat_of(attributes);
+  entry.attr_timeout = FuseServer::kAttributeSeconds;
+  entry.entry_timeout = FuseServer::kEntrySeconds;
+  return entry;
+}
+
+Caller caller_of(fuse_req_t request) {
+  const fuse_ctx* context = fuse_req_ctx(request);
+  return Caller(context->uid, context->gid, context->umask);
+}
+
+Caller caller_with_groups_of(fuse_req_t request) {
+  Caller caller = caller_of(request);
+  if (caller.uid == 0) return caller;
+  std::vector<gid_t> groups(64);
+  int count = fuse_req_getgroups(request, static_cast<int>(groups.size()), groups.data());
+  if (count > static_cast<int>(groups.size())) {
+    groups.resize(static_cast<size_t>(count));
+    count = fuse_req_getgroups(request, count, groups.data());
+  }
+  // The caller may be gone already, or in a pid namespace that this process does not see.
+  if (count <= 0) return caller;
+  size_t known = std::min(groups.size(), static_cast<size_t>(count));
+  caller.groups.assign(groups.begin(), groups.begin() + static_cast<ptrdiff_t>(known));
+  return caller;
+}
+
+}  // namespace cofs

@@ -1,0 +1,81 @@
+// What all FUSE handlers share: starting a request's coroutine and sending its reply. The only header
+// that includes libfuse.
+//
+// A handler is a plain function of libfuse's table: it copies its arguments, which die when it returns,
+// and calls start() with a coroutine. The coroutine ends with exactly one reply_…(), which is sent after
+// the core was left; whatever the reply refers to is moved into it. Errno exists only here.
+#pragma once
+
+#define FUSE_USE_VERSION 314
+#include <fuse_lowlevel.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <string>
+#include <utility>
+
+#include "fs/fuse_server.h"
+
+namespace cofs {
+
+inline FuseServer& server_of(fuse_req_t request) {
+  return *static_cast<FuseServer*>(fuse_req_userdata(request));
+}
+
+// Runs `operation(server, request, arguments…)`, a coroutine function, in the core.
+template <class Operation, class... Arguments>
+void start(fuse_req_t request, Operation operation, Arguments... arguments) {
+  FuseServer& server = server_of(request);
+  if (server.stopped()) {
+    fuse_reply_err(request, EIO);
+    return;
+  }
+  server.request_started();
+  server.monitor().post(detach(operation(server, request, std::move(arguments)...)));
+}
+
+template <class Send>
+class ReplyAction final : public Deferred {
+ public:
+  ReplyAction(FuseServer& server, Send send) : server_(server), send_(std::move(send)) {}
+  void run() override {
+    FuseServer& server = server_;
+    send_();
+    delete this;  // what the reply owned goes after it was sent
+    server.request_finished();
+  }
+
+ private:
+  FuseServer& server_;
+  Send send_;
+};
+
+// Calls `send` once this thread has left the core. A reply that the kernel does not want any more (the
+// caller was killed) is no error of ours, so results of fuse_reply_*() are dropped.
+template <class Send>
+void reply(FuseServer& server, Send send) {
+  server.monitor().defer(*new ReplyAction<Send>(server, std::move(send)));
+}
+
+void reply_errno(FuseServer& server, fuse_req_t request, int error_number);
+void reply_error(FuseServer& server, fuse_req_t request, const Error& error);
+void reply_status(FuseServer& server, fuse_req_t request, const Result<>& result);
+void reply_entry(FuseServer& server, fuse_req_t request, const Attributes& attributes);
+void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& attributes);
+
+struct stat stat_of(const Attributes& attributes);
+struct fuse_entry_param entry_of(const Attributes& attributes);
+
+Caller caller_of(fuse_req_t request);
+// With the caller's supplementary groups, which the library must look up in /proc.
+Caller caller_with_groups_of(fuse_req_t request);
+
+// Each fills in its part of libfuse's table.
+void install_name_operations(fuse_lowlevel_ops& operations);       // fuse_ops_names.cc
+void install_directory_operations(fuse_lowlevel_ops& operations);  // fuse_ops_directory.cc
+void install_attribute_operations(fuse_lowlevel_ops& operations);  // fuse_ops_attributes.cc
+void install_data_operations(fuse_lowlevel_ops& operations);       // fuse_ops_data.cc
+void install_ioctl_operations(fuse_lowlevel_ops& operations);      // fuse_ops_ioctl.cc
+void install_session_operations(fuse_lowlevel_ops& operations);    // fuse_ops.cc: init, destroy
+
+}  // namespace cofs

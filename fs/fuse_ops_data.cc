@@ -1,0 +1,266 @@
+// Handlers about open files and their data.
+//
+// No FLUSH handler: data errors are reported by the write that hits them, so a close has nothing to say
+// (`noflush`, and ENOSYS from the library, spare the round trip). No ACCESS handler: default_permissions.
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "fs/fuse_ops.h"
+
+namespace cofs {
+
+namespace {
+
+// The 32-bit reply of COPY_FILE_RANGE cannot say more.
+constexpr uint64_t kCopyReplyMax = 0x7ffff000;
+
+struct fuse_file_info open_reply(int flags) {
+  struct fuse_file_info file {};
+  file.flags = flags;
+  file.keep_cache = 1;
+  file.noflush = 1;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 15)
+  file.parallel_direct_writes = 1;
+#endif
+  return file;
+}
+
+Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
+                  uint32_t mode, int flags, Caller caller) {
+  bool created = false;
+  Result<Attributes> made = co_await server.fs().create(parent, std::move(name), mode, std::move(caller),
+                                                        (flags & O_EXCL) != 0, &created);
+  if (!made) {
+    reply_error(server, request, made.error());
+    co_return;
+  }
+  Result<Attributes> opened =
+      co_await server.fs().open_file(made->ino, !created && (flags & O_TRUNC) != 0);
+  if (!opened) {
+    reply_error(server, request, opened.error());
+    co_return;
+  }
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(flags)] {
+    fuse_reply_create(request, &entry, &file);
+  });
+}
+
+Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags) {
+  Result<Attributes> opened = co_await server.fs().open_file(ino, (flags & O_TRUNC) != 0);
+  if (!opened) {
+    reply_error(server, request, opened.error());
+    co_return;
+  }
+  reply(server, [request, file = open_reply(flags)] { fuse_reply_open(request, &file); });
+}
+
+Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino) {
+  co_await server.fs().close_file(ino);
+  reply_errno(server, request, 0);
+}
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent, uint32_t mode,
+                        int flags, Caller caller) {
+  Result<Attributes> made = co_await server.fs().make_unnamed(parent, mode, std::move(caller));
+  if (!made) {
+    reply_error(server, request, made.error());
+    co_return;
+  }
+  Result<Attributes> opened = co_await server.fs().open_file(made->ino, false);
+  if (!opened) {
+    reply_error(server, request, opened.error());
+    co_return;
+  }
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(flags)] {
+    fuse_reply_create(request, &entry, &file);
+  });
+}
+#endif
+
+Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t offset,
+                uint32_t length) {
+  Result<ReadData> data = co_await server.fs().read(ino, offset, length);
+  if (!data) {
+    reply_error(server, request, data.error());
+    co_return;
+  }
+  reply(server, [request, bytes = std::move(*data)] {
+    const char* start_of_data =
+        bytes.length == 0 ? nullptr : reinterpret_cast<const char*>(bytes.data());
+    fuse_reply_buf(request, start_of_data, bytes.length);
+  });
+}
+
+Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
+                 bool synchronous) {
+  uint32_t length = data.length;
+  Result<> result = co_await server.fs().write(ino, std::move(data), false, false);
+  if (result && synchronous) result = co_await server.fs().sync();
+  if (!result) {
+    reply_error(server, request, result.error());
+    co_return;
+  }
+  reply(server, [request, length] { fuse_reply_write(request, length); });
+}
+
+Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t) {
+  Result<> result = co_await server.fs().sync();
+  reply_status(server, request, result);
+}
+
+Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, AllocateMode mode,
+                    uint64_t offset, uint64_t length) {
+  Result<> result = co_await server.fs().allocate(ino, mode, offset, length);
+  reply_status(server, request, result);
+}
+
+Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t offset, bool for_data) {
+  Result<uint64_t> found = 0;
+  if (for_data) {
+    found = co_await server.fs().seek_data(ino, offset);
+  } else {
+    found = co_await server.fs().seek_hole(ino, offset);
+  }
+  if (!found) {
+    reply_error(server, request, found.error());
+    co_return;
+  }
+  reply(server, [request, at = *found] { fuse_reply_lseek(request, static_cast<off_t>(at)); });
+}
+
+// Whoever copies takes 0 for the end of the file, EINTR and ENOSYS for "copy it yourself".
+Task<void> copy_range(FuseServer& server, fuse_req_t request, uint64_t source, uint64_t source_offset,
+                      uint64_t target, uint64_t target_offset, uint64_t length, bool synchronous) {
+  Result<CopyResult> copied = co_await server.fs().copy_range(source, source_offset, target,
+                                                              target_offset, length);
+  if (!copied) {
+    reply_error(server, request, copied.error());
+    co_return;
+  }
+  if (synchronous) {
+    Result<> synced = co_await server.fs().sync();
+    if (!synced) {
+      reply_error(server, request, synced.error());
+      co_return;
+    }
+  }
+  reply(server, [request, bytes = copied->bytes] { fuse_reply_write(request, bytes); });
+}
+
+// --- Handlers ---
+
+void on_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
+               fuse_file_info* file) {
+  start(request, create, parent, std::string(name), mode, file->flags, caller_of(request));
+}
+
+void on_open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
+  start(request, open_file, ino, file->flags);
+}
+
+void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info*) { start(request, close_file, ino); }
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+void on_make_unnamed(fuse_req_t request, fuse_ino_t parent, mode_t mode, fuse_file_info* file) {
+  start(request, make_unnamed, parent, mode, file->flags, caller_of(request));
+}
+#endif
+
+void on_read(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info*) {
+  if (offset < 0 || size > FuseServer::kRequestBytesMax) {
+    fuse_reply_err(request, EINVAL);
+    return;
+  }
+  start(request, read, ino, static_cast<uint64_t>(offset), static_cast<uint32_t>(size));
+}
+
+void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size, off_t offset,
+              fuse_file_info* file) {
+  if (offset < 0 || size > FuseServer::kRequestBytesMax) {
+    fuse_reply_err(request, EINVAL);
+    return;
+  }
+  // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
+  bool synchronous = (file->flags & O_DIRECT) != 0 && (file->flags & O_DSYNC) != 0;
+  WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset), bytes,
+                                   static_cast<uint32_t>(size));
+  start(request, write, ino, std::move(data), synchronous);
+}
+
+void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) { start(request, sync, ino); }
+
+std::optional<AllocateMode> allocate_mode_of(int mode) {
+  switch (mode) {
+    case 0:
+      return AllocateMode::kAllocate;
+    case FALLOC_FL_KEEP_SIZE:
+      return AllocateMode::kKeepSize;
+    case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+      return AllocateMode::kPunchHole;
+    case FALLOC_FL_ZERO_RANGE:
+      return AllocateMode::kZeroRange;
+    case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE:
+      return AllocateMode::kZeroKeepSize;
+    default:
+      return {};
+  }
+}
+
+void on_allocate(fuse_req_t request, fuse_ino_t ino, int flags, off_t offset, off_t length,
+                 fuse_file_info*) {
+  std::optional<AllocateMode> mode = allocate_mode_of(flags);
+  if (!mode) {
+    fuse_reply_err(request, EOPNOTSUPP);
+  } else if (offset < 0 || length <= 0) {
+    fuse_reply_err(request, EINVAL);
+  } else {
+    start(request, allocate, ino, *mode, static_cast<uint64_t>(offset), static_cast<uint64_t>(length));
+  }
+}
+
+void on_seek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, fuse_file_info*) {
+  if (whence != SEEK_DATA && whence != SEEK_HOLE) {
+    fuse_reply_err(request, EINVAL);
+  } else if (offset < 0) {
+    fuse_reply_err(request, ENXIO);
+  } else {
+    start(request, seek, ino, static_cast<uint64_t>(offset), whence == SEEK_DATA);
+  }
+}
+
+void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset, fuse_file_info*,
+                   fuse_ino_t target, off_t target_offset, fuse_file_info* target_file, size_t length,
+                   int flags) {
+  if (flags != 0 || source_offset < 0 || target_offset < 0) {
+    fuse_reply_err(request, EINVAL);
+    return;
+  }
+  bool synchronous = (target_file->flags & O_DSYNC) != 0;
+  start(request, copy_range, source, static_cast<uint64_t>(source_offset), target,
+        static_cast<uint64_t>(target_offset), std::min<uint64_t>(length, kCopyReplyMax), synchronous);
+}
+
+}  // namespace
+
+void install_data_operations(fuse_lowlevel_ops& operations) {
+  operations.create = on_create;
+  operations.open = on_open;
+  operations.release = on_release;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+  operations.tmpfile = on_make_unnamed;
+#endif
+  operations.read = on_read;
+  operations.write = on_write;
+  operations.fsync = on_fsync;
+  operations.fsyncdir = on_fsync;
+  operations.fallocate = on_allocate;
+  operations.lseek = on_seek;
+  operations.copy_file_range = on_copy_range;
+}
+
+}  // namespace cofs

@@ -1,0 +1,198 @@
+// Handlers of ioctl: file flags (chattr, xfs_io), the private ones of cofs_ioctl.h, shutdown.
+//
+// The kernel hands over as many bytes each way as the ioctl's number declares; chattr's and lsattr's
+// FS_IOC_GETFLAGS and SETFLAGS declare a long and carry an int.
+#include <linux/fs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "blockmap/ondisk.h"
+#include "fs/cofs_ioctl.h"
+#include "fs/fuse_ops.h"
+
+namespace cofs {
+
+namespace {
+
+static_assert(_IOC_SIZE(COFS_IOC_STATISTICS) == sizeof(cofs_text_page));
+
+constexpr unsigned kGoingDown = _IOR('X', 125, uint32_t);  // XFS_IOC_GOINGDOWN
+
+struct FlagPair {
+  uint32_t inode;   // ondisk::kInode…
+  uint32_t fs;      // FS_…_FL
+  uint32_t xflags;  // FS_XFLAG_…
+};
+constexpr FlagPair kFlagPairs[] = {
+    {ondisk::kInodeImmutable, FS_IMMUTABLE_FL, FS_XFLAG_IMMUTABLE},
+    {ondisk::kInodeAppend, FS_APPEND_FL, FS_XFLAG_APPEND},
+};
+
+uint32_t translate(uint32_t value, uint32_t FlagPair::* from, uint32_t FlagPair::* to) {
+  uint32_t result = 0;
+  for (const FlagPair& pair : kFlagPairs) {
+    if ((value & pair.*from) != 0) result |= pair.*to;
+  }
+  return result;
+}
+uint32_t known(uint32_t FlagPair::* kind) { return translate(UINT32_MAX, &FlagPair::inode, kind); }
+
+void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size) {
+  std::string copy(static_cast<const char*>(bytes), size);
+  reply(server, [request, data = std::move(copy)] {
+    fuse_reply_ioctl(request, 0, data.data(), data.size());
+  });
+}
+
+Task<void> get_flags(FuseServer& server, fuse_req_t request, uint64_t ino, size_t room,
+                     bool extended) {
+  Result<Attributes> attributes = co_await server.fs().get_attributes(ino);
+  if (!attributes) {
+    reply_error(server, request, attributes.error());
+    co_return;
+  }
+  if (extended) {
+    struct fsxattr value {};
+    value.fsx_xflags = translate(attributes->flags, &FlagPair::inode, &FlagPair::xflags);
+    reply_bytes(server, request, &value, std::min(room, sizeof(value)));
+  } else {
+    uint64_t value = translate(attributes->flags, &FlagPair::inode, &FlagPair::fs);
+    reply_bytes(server, request, &value, std::min(room, sizeof(value)));
+  }
+}
+
+Task<void> set_flags(FuseServer& server, fuse_req_t request, uint64_t ino, uint32_t flags,
+                     Caller caller) {
+  AttributeChange change;
+  change.flags = flags;
+  Result<Attributes> result =
+      co_await server.fs().set_attributes(ino, std::move(change), std::move(caller));
+  if (!result) {
+    reply_error(server, request, result.error());
+    co_return;
+  }
+  reply(server, [request] { fuse_reply_ioctl(request, 0, nullptr, 0); });
+}
+
+Task<void> sync_all(FuseServer& server, fuse_req_t request, bool then_stop) {
+  Result<> result = co_await server.fs().sync();
+  if (!result && !then_stop) {
+    reply_error(server, request, result.error());
+    co_return;
+  }
+  if (then_stop) server.stop();
+  reply(server, [request] { fuse_reply_ioctl(request, 0, nullptr, 0); });
+}
+
+void reply_text_page(fuse_req_t request, const FuseServer::TextPage& part, uint32_t offset) {
+  cofs_text_page page{};
+  page.snapshot = part.snapshot;
+  page.offset = offset;
+  page.total = part.total;
+  page.length = static_cast<uint32_t>(part.text.size());
+  std::memcpy(page.text, part.text.data(), part.text.size());
+  fuse_reply_ioctl(request, 0, &page, sizeof(page));
+}
+
+Task<void> first_statistics_page(FuseServer& server, fuse_req_t request) {
+  std::string text = server.options().statistics();
+  reply(server, [&server, request, whole = std::move(text)]() mutable {
+    reply_text_page(request, server.keep_text(std::move(whole), COFS_TEXT_PAGE_BYTES), 0);
+  });
+  co_return;
+}
+
+void on_statistics(fuse_req_t request, const cofs_text_page& asked) {
+  if (asked.offset == 0) {
+    start(request, first_statistics_page);
+    return;
+  }
+  FuseServer::TextPage part =
+      server_of(request).text_page(asked.snapshot, asked.offset, COFS_TEXT_PAGE_BYTES);
+  if (part.snapshot == 0) {
+    fuse_reply_err(request, EAGAIN);
+  } else {
+    reply_text_page(request, part, asked.offset);
+  }
+}
+
+void on_server_info(fuse_req_t request) {
+  cofs_server_info info{};
+  info.version = COFS_IOCTL_VERSION;
+  info.pid = static_cast<uint32_t>(getpid());
+  fuse_reply_ioctl(request, 0, &info, sizeof(info));
+}
+
+void on_shutdown(fuse_req_t request) {
+  if (fuse_req_ctx(request)->uid != 0) {
+    fuse_reply_err(request, EPERM);
+  } else {
+    start(request, sync_all, true);
+  }
+}
+
+// The kernel sends both kinds for chattr, and checked that the caller may change these flags.
+void on_set_flags(fuse_req_t request, fuse_ino_t ino, const void* in, size_t size, bool extended) {
+  if (server_of(request).options().read_only) {
+    fuse_reply_err(request, EROFS);
+    return;
+  }
+  uint32_t FlagPair::* kind = extended ? &FlagPair::xflags : &FlagPair::fs;
+  uint32_t value = 0;
+  if (size < (extended ? sizeof(fsxattr) : sizeof(value))) {
+    fuse_reply_err(request, EINVAL);
+    return;
+  }
+  std::memcpy(&value, in, sizeof(value));  // fsx_xflags comes first
+  if ((value & ~known(kind)) != 0) {
+    fuse_reply_err(request, EOPNOTSUPP);
+  } else {
+    start(request, set_flags, ino, translate(value, kind, &FlagPair::inode), caller_of(request));
+  }
+}
+
+void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_file_info*,
+              unsigned flags, const void* in, size_t in_size, size_t out_size) {
+  if ((flags & FUSE_IOCTL_COMPAT) != 0) {
+    fuse_reply_err(request, ENOTTY);
+    return;
+  }
+  switch (command) {
+    case FS_IOC_GETFLAGS:
+    case FS_IOC_FSGETXATTR:
+      start(request, get_flags, ino, out_size, command == FS_IOC_FSGETXATTR);
+      return;
+    case FS_IOC_SETFLAGS:
+    case FS_IOC_FSSETXATTR:
+      on_set_flags(request, ino, in, in_size, command == FS_IOC_FSSETXATTR);
+      return;
+    case COFS_IOC_SYNC:
+      start(request, sync_all, false);
+      return;
+    case COFS_IOC_STATISTICS: {
+      cofs_text_page asked;
+      if (in_size != sizeof(asked) || out_size < sizeof(asked)) break;
+      std::memcpy(&asked, in, sizeof(asked));
+      on_statistics(request, asked);
+      return;
+    }
+    case COFS_IOC_SERVER:
+      on_server_info(request);
+      return;
+    case COFS_IOC_SHUTDOWN:
+    case kGoingDown:
+      on_shutdown(request);
+      return;
+    default:
+      break;
+  }
+  fuse_reply_err(request, ENOTTY);
+}
+
+}  // namespace
+
+void install_ioctl_operations(fuse_lowlevel_ops& operations) { operations.ioctl = on_ioctl; }
+
+}  // namespace cofs

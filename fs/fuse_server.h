@@ -1,0 +1,120 @@
+// FuseServer: a mounted FileSystem. It sets up the session with the kernel, runs its threads, and takes
+// the mount down again; the handlers are in fuse_ops*.cc.
+//
+// A request is handled in three steps: its FUSE thread copies what the handler was given (names,
+// payload, hashes), posts a coroutine to the monitor, and the reply is sent by whichever thread leaves
+// the core after the coroutine finished. Every request gets exactly one reply. The server is the
+// only writer of the volume, so the kernel may cache names, attributes and data for as long as it likes.
+// Not for: opening the device or closing the filesystem; that is the caller's, before and after.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <expected>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "fs/filesystem.h"
+#include "offload/monitor.h"
+
+struct fuse_session;
+
+namespace cofs {
+
+struct FuseServerOptions {
+  std::string mount_point;  // absolute: the server leaves its working directory
+  std::string source;       // what the mount table shows: the target's path
+  bool block_device = false;  // mount as fuseblk (root only)
+  bool read_only = false;
+  bool writeback = false;
+  bool allow_other = false;
+  std::vector<std::string> kernel_options;
+  // Called right before a fuseblk mount, when the kernel is about to claim the device.
+  std::function<Result<>()> release_claim;
+  // The statistics as JSON text; called inside the core.
+  std::function<std::string()> statistics;
+};
+
+class FuseServer {
+ public:
+  static constexpr double kEntrySeconds = 86'400;
+  static constexpr double kAttributeSeconds = 86'400;
+  static constexpr double kNegativeSeconds = 3'600;
+  static constexpr uint32_t kRequestBytesMax = 1U << 20;  // of one read or write
+  static constexpr uint32_t kBackgroundMax = 64;
+  static constexpr uint32_t kBackgroundCongested = 48;
+  static constexpr uint32_t kIdleThreads = 10;
+  static constexpr uint32_t kReadAheadKib = 1024;
+
+  FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal, FuseServerOptions options);
+  // REQUIRES: serve() has returned, or was never called.
+  ~FuseServer();
+  FuseServer(const FuseServer&) = delete;
+
+  // Mounts. Requests wait in the kernel until serve(). Errors: one line for a person.
+  std::expected<void, std::string> mount();
+
+  // Serves on threads of its own until the mount is gone or SIGTERM, SIGINT or SIGHUP arrives, which must
+  // be unblocked in the calling thread only. `ready` is called once, on another thread, when
+  // the mount can be used. On return the mount is gone and all replies are sent.
+  std::expected<void, std::string> serve(std::function<void()> ready);
+
+  // True after a shutdown ioctl: the volume must be left as it is.
+  bool stopped() const { return stopped_.load(std::memory_order_acquire); }
+
+  // --- For the handlers ---
+  FileSystem& fs() { return fs_; }
+  Monitor& monitor() { return monitor_; }
+  BufferPool& buffers() { return fs_.environment().buffers; }
+  const FuseServerOptions& options() const { return options_; }
+  void request_started() { requests_.fetch_add(1, std::memory_order_relaxed); }
+  void request_finished();
+  void session_initialised();  // the kernel's INIT is being answered
+  void stop() { stopped_.store(true, std::memory_order_release); }
+  // Tells the journal of a failure that a program only sees as EIO; the first hundred of them.
+  void note_failure(const Error& error);
+
+  // A text that is fetched in pages (cofs_ioctl.h).
+  struct TextPage {
+    uint64_t snapshot = 0;
+    uint32_t total = 0;
+    std::string text;
+  };
+  TextPage keep_text(std::string text, size_t page_bytes);
+  // Empty snapshot field: the text is not kept any more.
+  TextPage text_page(uint64_t snapshot, size_t offset, size_t page_bytes);
+
+ private:
+  enum class Stage : int { kWaiting, kInitialised, kOver };
+
+  std::expected<void, std::string> check_mount_point() const;
+  std::vector<std::string> session_arguments() const;
+  void wait_for_replies();
+  void announce(const std::function<void()>& ready);
+  void raise_read_ahead();
+
+  FileSystem& fs_;
+  Monitor& monitor_;
+  Journal& journal_;
+  FuseServerOptions options_;
+  fuse_session* session_ = nullptr;
+  bool mounted_ = false;
+  std::atomic<Stage> stage_{Stage::kWaiting};
+  std::atomic<bool> stopped_{false};
+  // Requests without a reply yet, and one for the server itself until it waits for the others. Whoever
+  // takes it to zero sets drained_.
+  std::atomic<uint64_t> requests_{1};
+  std::atomic<uint64_t> failures_noted_{0};
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  bool drained_ = false;         // guarded by mutex_
+  std::string kept_text_;        // guarded by mutex_
+  uint64_t kept_snapshot_ = 0;   // guarded by mutex_
+};
+
+}  // namespace cofs

@@ -1,0 +1,216 @@
+// cofs mkfs: makes an empty volume on a block device, or in an image file that it creates if asked.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "blockmap/ondisk.h"
+#include "tools/command_line.h"
+#include "tools/log_journal.h"
+#include "tools/volume.h"
+
+namespace cofs {
+
+namespace {
+
+struct MkfsArguments {
+  std::string target;
+  uint64_t size_bytes = 0;
+  uint64_t segment_bytes = 0;
+  uint64_t node_bytes = ondisk::kNodeBytesDefault;
+  uint32_t metadata_copies = 2;
+  std::string label;
+  bool force = false;
+  bool discard = true;
+  bool quiet = false;
+};
+
+constexpr uint64_t kSuperblockBlock = 16;  // 64 KiB
+// Other formats keep their signatures within so much of the start and the end.
+constexpr uint64_t kWipeStartBlocks = 16;
+constexpr uint64_t kWipeEndBlocks = 32;
+constexpr uint64_t kDiscardBlocks = 1ULL << 18;  // 1 GiB in one request
+
+bool has_cofs_superblock(const OpenedTarget& target) {
+  alignas(kBlockBytes) std::byte block[kBlockBytes];
+  ssize_t got = pread(target.fd(), block, sizeof(block), kSuperblockBlock * kBlockBytes);
+  uint64_t magic = ondisk::kSuperblockMagic;
+  le64 stored;
+  std::memcpy(&stored, block, sizeof(stored));
+  return got == static_cast<ssize_t>(sizeof(block)) && stored == magic;
+}
+
+// Makes the image file as it was asked for. Errors: a reason for the error line.
+std::expected<void, std::string> prepare_image(const MkfsArguments& arguments) {
+  struct stat status {};
+  bool exists = stat(arguments.target.c_str(), &status) == 0;
+  if (arguments.size_bytes == 0) {
+    if (!exists && errno == ENOENT) return std::unexpected("no such file; --size SIZE creates an image");
+    return {};
+  }
+  uint64_t size = arguments.size_bytes / kBlockBytes * kBlockBytes;
+  if (!exists) {
+    Result<> created = create_image(arguments.target, size);
+    if (!created) return std::unexpected(describe(created.error()));
+    return {};
+  }
+  if (!S_ISREG(status.st_mode)) return std::unexpected("--size is for image files only");
+  if (static_cast<uint64_t>(status.st_size) == size) return {};
+  if (!arguments.force) return std::unexpected("exists with another size, use --force to replace it");
+  return {};
+}
+
+// An image to be replaced by one of another size; under the target's lock, so that it is not in use.
+Result<OpenedTarget> resize_image(OpenedTarget target, const MkfsArguments& arguments) {
+  uint64_t size = arguments.size_bytes / kBlockBytes * kBlockBytes;
+  if (arguments.size_bytes == 0 || target.size_bytes() == size) return target;
+  std::string path = target.path();
+  if (ftruncate(target.fd(), 0) != 0 || ftruncate(target.fd(), static_cast<off_t>(size)) != 0) {
+    return fail(code_of_errno(errno), "cannot change the image's size");
+  }
+  { OpenedTarget closed = std::move(target); }
+  return open_target(path, TargetMode::kReadWrite, std::chrono::milliseconds(0));
+}
+
+Task<Result<>> wipe(Environment& environment, bool discard) {
+  const DeviceGeometry& geometry = environment.device.geometry();
+  uint64_t count = geometry.block_count;
+  if (discard && geometry.can_discard) {
+    for (uint64_t block = 0; block < count; block += kDiscardBlocks) {
+      BlockRange range{block, std::min(kDiscardBlocks, count - block)};
+      Result<> discarded = co_await environment.device.discard(range);
+      if (!discarded) break;  // it only saves space
+    }
+  }
+  BufferRef zeros = environment.buffers.allocate(kWipeEndBlocks);
+  std::ranges::fill(zeros->bytes(), std::byte{0});
+  uint64_t start_blocks = std::min(kWipeStartBlocks, count);
+  uint64_t end_blocks = std::min(kWipeEndBlocks, count);
+  MemoryPiece start_piece{zeros->data(), static_cast<uint32_t>(start_blocks)};
+  MemoryPiece end_piece{zeros->data(), static_cast<uint32_t>(end_blocks)};
+  Result<> start_done =
+      co_await environment.device.write(BlockRange{0, start_blocks}, {&start_piece, 1});
+  COFS_CO_TRY(start_done);
+  Result<> end_done =
+      co_await environment.device.write(BlockRange{count - end_blocks, end_blocks}, {&end_piece, 1});
+  co_return end_done;
+}
+
+Task<Result<>> make_volume(Environment* environment, const FormatOptions* options, bool discard) {
+  Result<> wiped = co_await wipe(*environment, discard);
+  COFS_CO_TRY(wiped);
+  Result<> formatted = co_await FileSystem::format(*environment, *options, geteuid(), getegid());
+  COFS_CO_TRY(formatted);
+  Result<> flushed = co_await environment->device.flush();
+  co_return flushed;
+}
+
+void print_summary(const MkfsArguments& arguments, FileSystem& fs) {
+  VolumeInfo info = fs.store().info();
+  fmt::print("{}: cofs volume {}{}\n", arguments.target, info.uuid,
+             info.label.empty() ? "" : fmt::format(" \"{}\"", info.label));
+  fmt::print("  {}, segments of {}, tree nodes of {} in {} {}\n",
+             size_text(bytes_of_blocks(info.block_count)), size_text(bytes_of_blocks(info.segment_blocks)),
+             size_text(info.node_bytes), info.metadata_copies,
+             info.metadata_copies == 1 ? "copy" : "copies");
+  fmt::print("  {} for data\n", size_text(bytes_of_blocks(fs.store().space().available_blocks)));
+}
+
+std::optional<int> read_arguments(const Invocation& invocation, MkfsArguments& arguments) {
+  CLI::App app("Makes an empty cofs volume on a block device or in an image file.");
+  app.add_option("TARGET", arguments.target, "block device or image file")->required();
+  add_size_option(app, "--size", arguments.size_bytes, "create an image file of this size (10G)");
+  add_size_option(app, "--segment-size", arguments.segment_bytes, "a power of two, 64K to 64M");
+  add_size_option(app, "--node-size", arguments.node_bytes, "of tree nodes, 4K to 64K; default 8K");
+  app.add_option("--metadata-copies", arguments.metadata_copies, "1 or 2; default 2")
+      ->check(CLI::Range(1, 2));
+  app.add_option("-L,--label", arguments.label, "name of the volume, up to 63 bytes");
+  app.add_flag("-f,--force", arguments.force, "overwrite whatever is there");
+  app.add_flag("!--no-discard", arguments.discard, "do not discard the device's blocks first");
+  app.add_flag("-q,--quiet", arguments.quiet, "no summary");
+  return parse_arguments(app, invocation, kExitFailed);
+}
+
+// What stands on the target already, in words; nothing if it may be overwritten.
+Result<std::optional<std::string>> present_contents(const OpenedTarget& target) {
+  if (has_cofs_superblock(target)) return std::optional<std::string>("a cofs volume");
+  Result<std::optional<std::string>> signature = recognised_signature(target);
+  COFS_TRY(signature);
+  if (!*signature) return std::optional<std::string>();
+  return std::optional<std::string>("a signature of " + **signature);
+}
+
+Result<> format_target(OpenedTarget target, const MkfsArguments& arguments, Journal& journal) {
+  FormatOptions options;
+  options.label = arguments.label;
+  options.segment_blocks = static_cast<uint32_t>(arguments.segment_bytes / kBlockBytes);
+  options.node_bytes = static_cast<uint32_t>(arguments.node_bytes);
+  options.metadata_copies = arguments.metadata_copies;
+  Result<std::unique_ptr<Machine>> machine =
+      Machine::open(std::move(target), MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);
+  COFS_TRY(machine);
+  Environment environment = (*machine)->environment();
+  Result<> made = run_blocking((*machine)->monitor(),
+                               make_volume(&environment, &options, arguments.discard));
+  COFS_TRY(made);
+  // Reading it back proves that it can be mounted.
+  Result<std::unique_ptr<FileSystem>> fs = (*machine)->open_for_reading();
+  COFS_TRY(fs);
+  if (!arguments.quiet) print_summary(arguments, **fs);
+  abandon(**machine, std::move(*fs));
+  return {};
+}
+
+}  // namespace
+
+int mkfs_command(const Invocation& invocation) {
+  MkfsArguments arguments;
+  if (std::optional<int> code = read_arguments(invocation, arguments)) return *code;
+  if (arguments.segment_bytes > (64ULL << 20) || arguments.node_bytes > ondisk::kNodeBytesMax) {
+    print_error(invocation, arguments.target, "segments are 64 MiB, nodes 64 KiB at most");
+    return kExitFailed;
+  }
+  if (auto prepared = prepare_image(arguments); !prepared) {
+    print_error(invocation, arguments.target, prepared.error());
+    return kExitFailed;
+  }
+  Result<OpenedTarget> target =
+      open_target(arguments.target, TargetMode::kReadWrite, lock_wait_for(arguments.target));
+  if (!target) {
+    print_error(invocation, arguments.target, target.error());
+    return kExitFailed;
+  }
+  if (!arguments.force) {
+    Result<std::optional<std::string>> present = present_contents(*target);
+    if (!present) {
+      print_error(invocation, arguments.target, present.error());
+      return kExitFailed;
+    }
+    if (*present) {
+      print_error(invocation, arguments.target,
+                  fmt::format("holds {}, use --force to overwrite", **present));
+      return kExitFailed;
+    }
+  }
+  std::unique_ptr<LogJournal> journal = LogJournal::to_stderr(invocation.name, Severity::kWarning);
+  Result<> formatted;
+  Result<OpenedTarget> sized = resize_image(std::move(*target), arguments);
+  if (sized) {
+    formatted = format_target(std::move(*sized), arguments, *journal);
+  } else {
+    formatted = fail(sized.error());
+  }
+  if (!formatted) {
+    print_error(invocation, arguments.target, formatted.error());
+    return kExitFailed;
+  }
+  return kExitOk;
+}
+
+}  // namespace cofs

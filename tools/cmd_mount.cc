@@ -1,0 +1,328 @@
+// cofs mount: starts the server of a volume and returns once the mount can be used. The server is a
+// child that stays in the background, or this process with --foreground.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <memory>
+
+#include "fs/cofs_ioctl.h"
+#include "fs/fuse_mounts.h"
+#include "fs/fuse_options.h"
+#include "fs/fuse_server.h"
+#include "tools/command_line.h"
+#include "tools/log_journal.h"
+#include "tools/statistics_text.h"
+#include "tools/volume.h"
+
+namespace cofs {
+
+namespace {
+
+struct MountArguments {
+  std::string source;
+  std::string directory;
+  std::vector<std::string> options;
+  bool foreground = false;
+  bool fake = false;
+};
+
+// How a background server tells its parent that it is up, or why not.
+class Answer {
+ public:
+  Answer() = default;
+  explicit Answer(OwnedFd fd) : fd_(std::move(fd)), background_(true) {}
+  bool is_background() const { return background_; }
+
+  // The mount can be used: the parent returns, and this process gives up its terminal.
+  void tell_ready() {
+    if (!background_) return;
+    OwnedFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null.valid()) {
+      for (int fd = 0; fd <= 2; fd++) dup2(null.get(), fd);
+    }
+    send("R");
+  }
+  void tell_failure(int exit_code, const std::string& reason) {
+    send(fmt::format("E{:03}{}", exit_code, reason));
+  }
+
+ private:
+  void send(const std::string& text) {
+    // If the parent was killed meanwhile there is nobody to tell.
+    [[maybe_unused]] ssize_t written = write(fd_.get(), text.data(), text.size());
+    fd_ = OwnedFd();
+  }
+  OwnedFd fd_;
+  bool background_ = false;
+};
+
+void raise_limits() {
+  for (auto resource : {RLIMIT_NOFILE, RLIMIT_MEMLOCK}) {
+    rlimit limit{};
+    if (getrlimit(resource, &limit) != 0) continue;
+    rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+    if (resource == RLIMIT_MEMLOCK && setrlimit(resource, &unlimited) == 0) continue;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(resource, &limit);
+  }
+}
+
+sigset_t ending_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, number);
+  return signals;
+}
+
+// A server's life. Everything that fails before the mount is up goes to `answer` or, in the foreground,
+// to stderr.
+class MountProcess {
+ public:
+  MountProcess(const Invocation& invocation, MountArguments arguments, MountOptions options,
+               Answer answer)
+      : invocation_(invocation),
+        arguments_(std::move(arguments)),
+        options_(std::move(options)),
+        answer_(std::move(answer)) {}
+
+  int run() {
+    // The threads that are started from here on never see these signals.
+    sigset_t signals = ending_signals();
+    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    raise_limits();
+    journal_ = answer_.is_background()
+                   ? LogJournal::to_system_log(arguments_.source)
+                   : LogJournal::to_stderr("cofs", Severity::kInfo);
+    TargetMode mode = options_.read_only ? TargetMode::kReadOnly : TargetMode::kReadWrite;
+    MachineOptions machine_options =
+        MachineOptions::for_server(arguments_.source, mode, options_.dirty_bytes);
+    Result<std::unique_ptr<Machine>> machine =
+        Machine::open(arguments_.source, machine_options, *journal_);
+    if (!machine) return fail_to_mount(arguments_.source, describe(machine.error()));
+    Result<std::unique_ptr<FileSystem>> fs =
+        (*machine)->open_filesystem(options_.store_options(), options_.fs_options());
+    if (!fs) return fail_to_mount(arguments_.source, describe(fs.error()));
+    return serve(**machine, std::move(*fs));
+  }
+
+ private:
+  int fail_to_mount(std::string_view subject, std::string_view reason) {
+    if (answer_.is_background()) {
+      answer_.tell_failure(kExitMount, fmt::format("{}: {}", subject, reason));
+    } else {
+      print_error(invocation_, subject, reason);
+    }
+    return kExitMount;
+  }
+
+  FuseServerOptions server_options(Machine& machine, FileSystem& fs) const {
+    FuseServerOptions server;
+    server.mount_point = arguments_.directory;
+    server.source = arguments_.source;
+    // fuseblk needs root, and mounts of that kind in user namespaces are refused.
+    server.block_device = machine.device().geometry().is_block_device && geteuid() == 0;
+    server.read_only = options_.read_only;
+    server.writeback = options_.writeback;
+    server.allow_other = options_.allow_other.value_or(geteuid() == 0);
+    server.kernel_options = options_.kernel_options;
+    server.release_claim = [&machine] { return machine.device().target().release_claim(); };
+    server.statistics = [&fs] { return statistics_text(fs); };
+    return server;
+  }
+
+  int serve(Machine& machine, std::unique_ptr<FileSystem> fs) {
+    bool was_ready = false;
+    std::expected<void, std::string> outcome;
+    bool stopped = false;
+    {
+      FuseServer server(*fs, machine.monitor(), *journal_, server_options(machine, *fs));
+      outcome = server.mount();
+      if (outcome) {
+        sigset_t signals = ending_signals();
+        pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+        outcome = server.serve([this, &was_ready] {
+          was_ready = true;
+          journal_->write(Severity::kInfo, "mounted on " + arguments_.directory);
+          answer_.tell_ready();
+        });
+        pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+      }
+      stopped = server.stopped();
+    }
+    int code = end(machine, std::move(fs), stopped);
+    if (!outcome && !was_ready) return fail_to_mount(arguments_.directory, outcome.error());
+    if (!was_ready) return fail_to_mount(arguments_.directory, "unmounted before it was ready");
+    if (!outcome) {
+      journal_->write(Severity::kError, outcome.error());
+      return kExitFailed;
+    }
+    return code;
+  }
+
+  int end(Machine& machine, std::unique_ptr<FileSystem> fs, bool stopped) {
+    if (stopped) {
+      abandon(machine, std::move(fs));
+      journal_->write(Severity::kWarning, "shut down by request: the volume was left as it was");
+      return kExitOk;
+    }
+    Result<> closed = run_blocking(machine.monitor(), fs->close());
+    if (!closed) {
+      journal_->write(Severity::kError, "closing failed: " + describe(closed.error()));
+      return kExitFailed;
+    }
+    journal_->write(Severity::kInfo, "unmounted");
+    return kExitOk;
+  }
+
+  const Invocation& invocation_;
+  MountArguments arguments_;
+  MountOptions options_;
+  Answer answer_;
+  std::unique_ptr<LogJournal> journal_;
+};
+
+// The parent's part of a background mount: waits for the server's word.
+int await_answer(const Invocation& invocation, int fd, pid_t server) {
+  std::string text;
+  char buffer[512];
+  while (true) {
+    ssize_t got = read(fd, buffer, sizeof(buffer));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    text.append(buffer, static_cast<size_t>(got));
+  }
+  if (text == "R") return kExitOk;
+  int status = 0;
+  while (waitpid(server, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (text.size() > 4 && text[0] == 'E') {
+    print_error(invocation, {}, text.substr(4));
+    return std::stoi(text.substr(1, 3));
+  }
+  print_error(invocation, {},
+              WIFSIGNALED(status) ? fmt::format("the server was killed by signal {}", WTERMSIG(status))
+                                  : std::string("the server ended before the mount was ready"));
+  return kExitMount;
+}
+
+int start_in_background(const Invocation& invocation, const MountArguments& arguments,
+                        const MountOptions& options) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) {
+    print_error(invocation, {}, fmt::format("pipe: {}", strerror(errno)));
+    return kExitMount;
+  }
+  OwnedFd read_end(ends[0]);
+  OwnedFd write_end(ends[1]);
+  pid_t child = fork();
+  if (child < 0) {
+    print_error(invocation, {}, fmt::format("fork: {}", strerror(errno)));
+    return kExitMount;
+  }
+  if (child > 0) {
+    write_end = OwnedFd();
+    return await_answer(invocation, read_end.get(), child);
+  }
+  read_end = OwnedFd();
+  setsid();
+  return MountProcess(invocation, arguments, options, Answer(std::move(write_end))).run();
+}
+
+// `mount -o remount`: what the kernel keeps changes, the server goes on.
+int remount(const Invocation& invocation, const MountArguments& arguments, const MountOptions& options) {
+  std::optional<MountEntry> entry = mount_at(arguments.directory);
+  if (!entry || !entry->is_cofs()) {
+    print_error(invocation, arguments.directory, "not a cofs mount");
+    return kExitMount;
+  }
+  unsigned long flags = MS_REMOUNT;
+  auto has = [&](const char* word) {
+    return std::ranges::find(options.kernel_options, word) != options.kernel_options.end();
+  };
+  if (options.read_only) flags |= MS_RDONLY;
+  if (has("nosuid")) flags |= MS_NOSUID;
+  if (has("nodev")) flags |= MS_NODEV;
+  if (has("noexec")) flags |= MS_NOEXEC;
+  if (has("noatime")) flags |= MS_NOATIME;
+  if (has("nodiratime")) flags |= MS_NODIRATIME;
+  if (has("sync")) flags |= MS_SYNCHRONOUS;
+  if (::mount(entry->source.c_str(), arguments.directory.c_str(), nullptr, flags, nullptr) != 0) {
+    print_error(invocation, arguments.directory, fmt::format("cannot remount: {}", strerror(errno)));
+    return kExitMount;
+  }
+  OwnedFd directory(open(arguments.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid() || ioctl(directory.get(), COFS_IOC_SYNC) != 0) {
+    print_error(invocation, arguments.directory, fmt::format("cannot sync: {}", strerror(errno)));
+    return kExitMount;
+  }
+  return kExitOk;
+}
+
+std::optional<int> read_arguments(const Invocation& invocation, MountArguments& arguments) {
+  CLI::App app("Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
+               "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
+               "copy_engine=auto|hostfile|host, clone=device, and those of mount(8) for every filesystem.");
+  app.add_option("TARGET", arguments.source, "block device or image file")->required();
+  app.add_option("DIR", arguments.directory, "mount point")->required();
+  app.add_option("-o,--options", arguments.options, "mount options, separated by commas")
+      ->allow_extra_args(false);
+  app.add_flag("--foreground", arguments.foreground, "serve in this process, log to stderr");
+  bool ignored = false;
+  std::string ignored_text;
+  app.add_flag("-f,--fake", arguments.fake, "check the arguments only");
+  app.add_flag("-n,-s,-v,--verbose", ignored, "accepted for mount(8)");
+  app.add_option("-t,--types,-N,--namespace", ignored_text, "accepted for mount(8)");
+  return parse_arguments(app, invocation, kExitFailed);
+}
+
+std::string join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ",") + word;
+  return text;
+}
+
+}  // namespace
+
+int mount_command(const Invocation& invocation) {
+  MountArguments arguments;
+  if (std::optional<int> code = read_arguments(invocation, arguments)) return *code;
+  std::expected<MountOptions, std::string> options = parse_mount_options(join(arguments.options));
+  if (!options) {
+    print_error(invocation, {}, options.error());
+    return kExitFailed;
+  }
+  std::string directory = resolve_mount_point(arguments.directory);
+  if (directory.empty()) {
+    print_error(invocation, arguments.directory, strerror(errno));
+    return kExitMount;
+  }
+  arguments.directory = directory;
+  if (arguments.fake) return kExitOk;
+  if (options->remount) return remount(invocation, arguments, *options);
+
+  // The server leaves its working directory, and the mount table should name the target unmistakably.
+  std::string source = resolve_mount_point(arguments.source);
+  if (source.empty()) {
+    print_error(invocation, arguments.source, strerror(errno));
+    return kExitMount;
+  }
+  arguments.source = source;
+  for (const MountEntry& entry : read_mounts()) {
+    if (!entry.is_cofs() || entry.source != source) continue;
+    print_error(invocation, arguments.source, fmt::format("already mounted on {}", entry.mount_point));
+    return kExitMount;
+  }
+  if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
+  return MountProcess(invocation, arguments, *options, Answer()).run();
+}
+
+}  // namespace cofs

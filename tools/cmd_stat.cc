@@ -1,0 +1,73 @@
+// cofs stat: the statistics of a mounted volume, for people or as JSON.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/command_line.h"
+#include "tools/mounted.h"
+
+namespace cofs {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+std::string value_text(const std::string& name, const Json& value) {
+  if (name.ends_with("_bytes") && value.is_number_unsigned()) return size_text(value.get<uint64_t>());
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+void print_group(const std::string& title, const Json& group) {
+  fmt::print("{}\n", title);
+  for (const auto& [name, value] : group.items()) {
+    if (value.is_object()) {
+      for (const auto& [reason, count] : value.items()) {
+        fmt::print("  {:<20} {} ({})\n", name, count.dump(), reason);
+      }
+    } else {
+      fmt::print("  {:<20} {}\n", name, value_text(name, value));
+    }
+  }
+}
+
+std::expected<std::string, std::string> fetch(const std::string& path) {
+  std::expected<MountedVolume, std::string> volume = MountedVolume::open(path);
+  if (!volume) return std::unexpected(volume.error());
+  return volume->statistics();
+}
+
+}  // namespace
+
+int stat_command(const Invocation& invocation) {
+  std::string directory;
+  bool json = false;
+  CLI::App app("Shows the statistics of a mounted cofs volume since it was mounted.");
+  app.add_option("DIR", directory, "any file or directory on the mount")->required();
+  app.add_flag("--json", json, "as JSON");
+  if (std::optional<int> code = parse_arguments(app, invocation, kExitFailed)) return *code;
+
+  std::expected<std::string, std::string> text = fetch(directory);
+  if (!text) {
+    print_error(invocation, directory, text.error());
+    return kExitFailed;
+  }
+  if (json) {
+    fmt::print("{}\n", *text);
+    return kExitOk;
+  }
+  Json figures = Json::parse(*text, nullptr, false);
+  if (!figures.is_object()) {
+    print_error(invocation, directory, "the server's answer is not JSON");
+    return kExitFailed;
+  }
+  for (const auto& [name, value] : figures.items()) {
+    if (value.is_object()) {
+      print_group(name, value);
+    } else {
+      fmt::print("{:<22} {}\n", name, value.dump());
+    }
+  }
+  return kExitOk;
+}
+
+}  // namespace cofs

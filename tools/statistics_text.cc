@@ -1,0 +1,98 @@
+#include "tools/statistics_text.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+namespace cofs {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+uint64_t bytes_by(const CopyCounters& counters, CopyPath path) {
+  return counters.bytes[static_cast<size_t>(path)];
+}
+uint64_t operations_by(const CopyCounters& counters, CopyPath path) {
+  return counters.operations[static_cast<size_t>(path)];
+}
+
+Json copy_figures(const CopyCounters& counters) {
+  Json refused = Json::object();
+  for (const auto& [reason, count] : counters.refused) refused[reason] = count;
+  return {{"device_bytes", bytes_by(counters, CopyPath::kDevice)},
+          {"hostfile_bytes", bytes_by(counters, CopyPath::kHostFile)},
+          {"shared_bytes", 0},  // nothing is shared by this version
+          {"host_bytes", bytes_by(counters, CopyPath::kHost)},
+          {"device_commands", operations_by(counters, CopyPath::kDevice)},
+          {"hostfile_calls", operations_by(counters, CopyPath::kHostFile)},
+          {"host_operations", operations_by(counters, CopyPath::kHost)},
+          {"refused", refused}};
+}
+
+Json space_figures(const SpaceReport& space) {
+  return {{"total_bytes", bytes_of_blocks(space.total_blocks)},
+          {"live_bytes", bytes_of_blocks(space.live_data_blocks)},
+          {"free_bytes", bytes_of_blocks(space.free_blocks)},
+          {"available_bytes", bytes_of_blocks(space.available_blocks)},
+          {"dead_bytes", bytes_of_blocks(space.dead_blocks)},
+          {"node_bytes", bytes_of_blocks(space.node_blocks)},
+          {"reserved_bytes", bytes_of_blocks(space.reserved_blocks)},
+          {"segments", space.segment_count},
+          {"free_segments", space.free_segments},
+          {"inodes", space.inode_count}};
+}
+
+Json volume_figures(const VolumeInfo& info, const Store& store) {
+  return {{"label", info.label},
+          {"uuid", info.uuid},
+          {"size_bytes", bytes_of_blocks(info.block_count)},
+          {"segment_bytes", bytes_of_blocks(info.segment_blocks)},
+          {"node_bytes", info.node_bytes},
+          {"metadata_copies", info.metadata_copies},
+          {"mount_count", info.mount_count},
+          {"was_clean", info.was_clean},
+          {"replayed_commits", info.replayed_commits},
+          {"replayed_log_bytes", info.replayed_log_bytes},
+          {"read_only", store.read_only()},
+          {"shut_down", store.shut_down()}};
+}
+
+}  // namespace
+
+std::string statistics_text(FileSystem& fs) {
+  const Store& store = fs.store();
+  const StoreCounters& counters = store.counters();
+  double amplification = 0;
+  if (counters.data_bytes != 0) {
+    amplification =
+        static_cast<double>(counters.write_bytes) / static_cast<double>(counters.data_bytes);
+  }
+  Json text = {
+      {"volume", volume_figures(store.info(), store)},
+      {"space", space_figures(store.space())},
+      {"io",
+       {{"read_bytes", counters.read_bytes},
+        {"write_bytes", counters.write_bytes},
+        {"data_bytes", counters.data_bytes},
+        {"log_bytes", counters.log_bytes},
+        {"node_bytes", counters.node_bytes},
+        {"discarded_bytes", counters.discarded_bytes},
+        {"flushes", counters.flushes},
+        {"commits", counters.commits},
+        {"checkpoints", counters.checkpoints},
+        {"checksum_failures", counters.checksum_failures}}},
+      {"copy", copy_figures(store.copy_counters())},
+      // Survivors are not relocated by this version: segments are used again once they are empty.
+      {"gc",
+       {{"relocated_bytes", 0},
+        {"device_bytes", 0},
+        {"host_bytes", 0},
+        {"segments_freed", counters.segments_freed},
+        {"nodes_cleaned", counters.nodes_cleaned}}},
+      {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
+      {"write_amplification", std::round(amplification * 1000) / 1000}};
+  // A label may hold any bytes.
+  return text.dump(2, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace cofs

@@ -1,0 +1,14 @@
+// The statistics of a mounted volume as JSON: made by the server, shown by `cofs stat`. The names of the
+// members are a contract with scripts (docs/man/cofs-stat).
+#pragma once
+
+#include <string>
+
+#include "fs/filesystem.h"
+
+namespace cofs {
+
+// To be called inside the core.
+std::string statistics_text(FileSystem& fs);
+
+}  // namespace cofs

@@ -1,0 +1,80 @@
+#include "tools/volume.h"
+
+#include <utility>
+
+#include "fs/fuse_mounts.h"
+
+namespace cofs {
+
+std::chrono::milliseconds lock_wait_for(const std::string& path) {
+  std::string resolved = resolve_mount_point(path);
+  for (const MountEntry& entry : read_mounts()) {
+    if (entry.is_cofs() && entry.source == resolved) return std::chrono::milliseconds(0);
+  }
+  return std::chrono::seconds(10);
+}
+
+MachineOptions MachineOptions::for_tool(const std::string& path, TargetMode mode) {
+  MachineOptions options;
+  options.mode = mode;
+  options.lock_wait = lock_wait_for(path);
+  options.device.register_memory = false;
+  return options;
+}
+
+MachineOptions MachineOptions::for_server(const std::string& path, TargetMode mode,
+                                          uint64_t dirty_bytes) {
+  MachineOptions options;
+  options.mode = mode;
+  options.lock_wait = lock_wait_for(path);
+  options.arena_bytes = dirty_bytes + (32ULL << 20);
+  return options;
+}
+
+Machine::Machine(uint64_t arena_bytes, Journal& journal)
+    : journal_(journal), buffers_(arena_bytes), clock_(monitor_) {}
+
+Result<std::unique_ptr<Machine>> Machine::open(const std::string& path, const MachineOptions& options,
+                                               Journal& journal) {
+  Result<OpenedTarget> target = open_target(path, options.mode, options.lock_wait);
+  COFS_TRY(target);
+  return open(std::move(*target), options, journal);
+}
+
+Result<std::unique_ptr<Machine>> Machine::open(OpenedTarget target, const MachineOptions& options,
+                                               Journal& journal) {
+  std::unique_ptr<Machine> machine(new Machine(options.arena_bytes, journal));
+  Result<std::unique_ptr<FileDevice>> device = FileDevice::open(
+      std::move(target), machine->monitor_, machine->buffers_, journal, options.device);
+  COFS_TRY(device);
+  machine->device_ = std::move(*device);
+  return machine;
+}
+
+Environment Machine::environment() {
+  return Environment{*device_, monitor_, clock_, random_, journal_, buffers_};
+}
+
+Result<std::unique_ptr<FileSystem>> Machine::open_filesystem(const StoreOptions& store_options,
+                                                             const FsOptions& fs_options) {
+  Result<std::unique_ptr<Store>> store =
+      run_blocking(monitor_, Store::open(environment(), store_options));
+  COFS_TRY(store);
+  return run_blocking(monitor_, FileSystem::open(std::move(*store), environment(), fs_options));
+}
+
+Result<std::unique_ptr<FileSystem>> Machine::open_for_reading() {
+  StoreOptions store_options;
+  store_options.read_only = true;
+  store_options.background = false;
+  FsOptions fs_options;
+  fs_options.read_only = true;
+  fs_options.access_times = AccessTimes::kNone;
+  return open_filesystem(store_options, fs_options);
+}
+
+void abandon(Machine& machine, std::unique_ptr<FileSystem> fs) {
+  run_blocking(machine.monitor(), fs->abandon());
+}
+
+}  // namespace cofs
