@@ -303,8 +303,11 @@ Task<Result<>> Store::Impl::apply_record(const Record& record) {
       ondisk::RecordMapExtent in;
       if (body.size() != sizeof(in)) co_return malformed();
       std::memcpy(&in, body.data(), sizeof(in));
+      // What maps something is one extent's worth at most; only a hole may be of any length.
+      const bool maps = in.virtual_block != 0 || (in.flags & ondisk::kExtentUnwritten) != 0;
       if (in.count == 0 || in.file_block + in.count < in.file_block ||
-          (in.flags & ~ondisk::kExtentFlagsKnown) != 0) {
+          (in.flags & ~ondisk::kExtentFlagsKnown) != 0 ||
+          (maps && in.count > ondisk::kExtentBlocksMax)) {
         co_return malformed();
       }
       if (in.virtual_block != 0) next_virtual = std::max(next_virtual, in.virtual_block + in.count);

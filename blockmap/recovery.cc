@@ -7,6 +7,7 @@
 // checkpoint is durable, and frees nothing for use before (Hold), so a crash in it changes nothing.
 
 #include <algorithm>
+#include <cstring>
 
 #include "blockmap/records.h"
 #include "blockmap/store_impl.h"
@@ -16,6 +17,7 @@ namespace {
 
 // Numbers handed out before a crash and lost with it are never handed out again.
 constexpr uint64_t kNumbersSkipped = 1ULL << 20;
+constexpr uint32_t kWindowBlocks = 256;  // 1 MiB of log is read at a time
 
 Task<Result<>> read_into(Environment* env, uint64_t block, uint32_t blocks, std::byte* target) {
   const std::vector<MemoryPiece> memory = {MemoryPiece{target, blocks}};
@@ -119,7 +121,7 @@ class LogReader {
   // After the end of the chain: whether a later chunk of this epoch exists that says the missing one
   // had been durable. Then the log is damaged, not just unfinished.
   Task<Result<bool>> damaged(uint64_t last_commit) {
-    BufferRef buffer = env_->buffers.allocate(1);
+    std::vector<std::byte> first(kBlockBytes);
     struct Place {
       uint64_t segment;
       uint32_t generation;
@@ -132,11 +134,10 @@ class LogReader {
       if (place.from == 0 || place.generation == 0) continue;
       if (place.segment == geometry_->reserved_segment()) continue;
       for (uint32_t block = place.from; block < geometry_->segment_blocks; block++) {
-        auto read = co_await read_into(env_, geometry_->block_of_segment(place.segment) + block, 1,
-                                       buffer->data());
+        auto read = co_await read_window(place.segment, block, 1, first.data());
         if (!read) continue;
-        auto header = parse_chunk_header(*geometry_, place.segment, place.generation, block,
-                                         std::span(buffer->data(), kBlockBytes));
+        auto header =
+            parse_chunk_header(*geometry_, place.segment, place.generation, block, first);
         if (!header || header->epoch != epoch_ || header->sequence <= position_.sequence ||
             header->watermark <= last_commit) {
           continue;
@@ -149,19 +150,37 @@ class LogReader {
   }
 
  private:
-  Task<Result<Chunk>> read_chunk(ondisk::ChunkHeader header, uint32_t block) {
-    std::vector<std::byte> area;
-    area.reserve(bytes_of_blocks(header.header_blocks));
-    uint32_t done = 0;
-    while (done < header.header_blocks) {
-      const uint32_t n = std::min(header.header_blocks - done, BufferPool::kBufferBlocksMax);
-      BufferRef buffer = env_->buffers.allocate(n);
-      auto read = co_await read_into(
-          env_, geometry_->block_of_segment(header.segment) + block + done, n, buffer->data());
-      COFS_CO_TRY(read);
-      area.insert(area.end(), buffer->data(), buffer->data() + bytes_of_blocks(n));
-      done += n;
+  // `count` blocks of a segment, out of a window that is read ahead: the chain is mostly contiguous.
+  Task<Result<>> read_window(uint64_t segment, uint32_t block, uint32_t count, std::byte* target) {
+    for (uint32_t done = 0; done < count;) {
+      const uint64_t at = geometry_->block_of_segment(segment) + block + done;
+      if (!window_ || at < window_range_.start || at >= window_range_.end()) {
+        window_ = env_->buffers.allocate(kWindowBlocks);
+        window_range_.start = at;
+        window_range_.count =
+            std::min<uint64_t>(kWindowBlocks, geometry_->segment_blocks - block - done);
+        auto read = co_await read_into(env_, at, static_cast<uint32_t>(window_range_.count),
+                                       window_->data());
+        if (!read) {  // perhaps because of a block that the chain does not need
+          window_range_.count = 1;
+          read = co_await read_into(env_, at, 1, window_->data());
+        }
+        if (!read) window_.reset();
+        COFS_CO_TRY(read);
+      }
+      const uint64_t n = std::min<uint64_t>(count - done, window_range_.end() - at);
+      std::memcpy(target + bytes_of_blocks(done),
+                  window_->block(static_cast<uint32_t>(at - window_range_.start)),
+                  bytes_of_blocks(n));
+      done += static_cast<uint32_t>(n);
     }
+    co_return Result<>();
+  }
+
+  Task<Result<Chunk>> read_chunk(ondisk::ChunkHeader header, uint32_t block) {
+    std::vector<std::byte> area(bytes_of_blocks(header.header_blocks));
+    auto read = co_await read_window(header.segment, block, header.header_blocks, area.data());
+    COFS_CO_TRY(read);
     bytes_read_ += area.size();
     co_return parse_chunk(*geometry_, header, area);
   }
@@ -172,12 +191,10 @@ class LogReader {
         block >= geometry_->segment_blocks) {
       co_return std::optional<Chunk>();
     }
-    BufferRef buffer = env_->buffers.allocate(1);
-    auto read =
-        co_await read_into(env_, geometry_->block_of_segment(segment) + block, 1, buffer->data());
+    std::vector<std::byte> first(kBlockBytes);
+    auto read = co_await read_window(segment, block, 1, first.data());
     COFS_CO_TRY(read);
-    auto header = parse_chunk_header(*geometry_, segment, generation, block,
-                                     std::span(buffer->data(), kBlockBytes));
+    auto header = parse_chunk_header(*geometry_, segment, generation, block, first);
     if (!header || header->sequence != position_.sequence ||
         header->previous_checksum != position_.previous || header->epoch != epoch_ ||
         header->stream != static_cast<uint8_t>(ondisk::Stream::kLog)) {
@@ -203,6 +220,8 @@ class LogReader {
   LogPosition position_;
   uint64_t epoch_;
   uint64_t bytes_read_ = 0;
+  BufferRef window_;
+  BlockRange window_range_;
 };
 
 struct LoggedCommit {

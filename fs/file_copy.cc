@@ -69,13 +69,10 @@ namespace {
 
 // The first `count` blocks of a staged run, which loses them.
 StagedRun split_front(StagedRun& run, uint32_t count) {
-  StagedRun front;
-  front.virtual_block = run.virtual_block;
-  front.physical_block = run.physical_block;
+  StagedRun front = run;  // with all that keeps the place
   front.count = count;
-  front.generation = run.generation;
+  front.checksums.resize(count);
   const auto cut = run.checksums.begin() + static_cast<std::ptrdiff_t>(count);
-  front.checksums.assign(run.checksums.begin(), cut);
   run.checksums.erase(run.checksums.begin(), cut);
   run.virtual_block += count;
   run.physical_block += count;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "fs/files_impl.h"
@@ -245,6 +246,9 @@ Task<Result<>> Files::finish_logged_operations() {
     impl.unfinished_truncations.insert(operation.ino);
     auto done = co_await impl.truncate_steps(**inode, blocks_of_bytes(size));
     COFS_CO_TRY(done);
+    impl.environment.journal.write(
+        Severity::kInfo, "completed an interrupted truncation of inode " +
+                             std::to_string(operation.ino));
   }
   co_return Result<>();
 }

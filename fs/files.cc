@@ -152,10 +152,31 @@ Task<Result<>> Files::Impl::throttle() {
     // Past the limit either half of it is dirty, and flushing helps, or half is in flight and lands.
     const bool started = past_half();
     if (started) start_flush();
-    co_await progress.wait();
+    co_await wait_for_progress();
     if (started && !flush_running) COFS_CO_TRY(flush_result);
   }
   co_return Result<>();
+}
+
+Task<> Files::Impl::wait_for_progress() {
+  progress_waiters++;
+  if (!watching) {
+    watching = true;
+    spawn(environment.executor, watch_store());
+  }
+  co_await progress.wait();
+  progress_waiters--;
+}
+
+// A store that fails before it placed a run reports on nothing; those who wait must hear of it.
+Task<> Files::Impl::watch_store() {
+  while (progress_waiters > 0) {
+    TimerRequest timer;
+    timer.due_ns = environment.clock.monotonic_ns() + kWatchNs;
+    co_await sleep_until(environment.clock, timer);
+    if (store.shut_down()) progress.notify_all();
+  }
+  watching = false;
 }
 
 void Files::Impl::flush_if_due(InodeRef inode) {
@@ -300,7 +321,7 @@ Task<Result<>> Files::Impl::settle_range(InodeRef inode, uint64_t first, uint64_
       continue;
     }
     if (store.shut_down()) co_return fail(Code::kShutdown, "wait for data writes", inode->ino);
-    co_await progress.wait();
+    co_await wait_for_progress();
   }
   co_return Result<>();
 }
@@ -345,13 +366,14 @@ Task<> Files::drain() {
   Impl& impl = *impl_;
   impl.stopping = true;
   impl.due.clear();
-  while (impl.flush_running || !impl.flights.empty()) {
-    if (impl.store.shut_down() && !impl.flush_running) {
+  while (impl.flush_running || impl.watching || !impl.flights.empty()) {
+    if (impl.store.shut_down() && !impl.flush_running && !impl.flights.empty()) {
       // A commit that failed may have taken runs that nobody will report on.
       std::vector<uint64_t> tokens;
       for (const auto& [token, flight] : impl.flights) tokens.push_back(token);
       impl.take_back(tokens);
-      break;
+      impl.progress.notify_all();
+      continue;
     }
     // Polling, because a failing store does not always have a run to report on.
     TimerRequest timer;

@@ -28,6 +28,7 @@ inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two tr
 inline constexpr uint64_t kCopyBatchExtents = 256;
 inline constexpr uint64_t kHostCopyBytesMax = 8ULL << 20;  // of one copy_range without the engine
 inline constexpr uint64_t kDrainPollNs = 200'000;
+inline constexpr uint64_t kWatchNs = 20'000'000;        // how often waiters look whether the store failed
 inline constexpr uint64_t kOutsideBlocks = 16;          // more than this is copied or hashed outside
 
 static_assert(kFileBlocksMax == (kFileBytesMax >> kBlockShift) + 1);
@@ -114,6 +115,9 @@ struct Files::Impl {
   bool over_limit() const;
   // Waits, without locks, until there is room in memory for more dirty data.
   Task<Result<>> throttle();
+  // Until a write was reported, a flush ended, or the store failed.
+  Task<> wait_for_progress();
+  Task<> watch_store();
   // To be called when a file got more dirty data: may start a background flush.
   void flush_if_due(InodeRef inode);
   void start_flush();
@@ -202,6 +206,8 @@ struct Files::Impl {
   uint64_t dirty_fragments = 0;
   uint64_t in_flight_blocks = 0;
   Event progress;                // something was written, or a flush ended
+  uint64_t progress_waiters = 0;
+  bool watching = false;
 
   std::vector<InodeRef> due;     // files with much dirty data, for the background flush
   bool flush_running = false;

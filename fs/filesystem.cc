@@ -231,6 +231,13 @@ Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source
 
 Task<Result<>> FileSystem::sync() { return store_->commit(); }
 
+Task<Result<>> FileSystem::sync_file(uint64_t ino) {
+  auto committed = co_await store_->commit();
+  COFS_CO_TRY(committed);
+  if (Inode* inode = inodes_->find_resident(ino)) inode->synced_ns = environment_.clock.monotonic_ns();
+  co_return Result<>();
+}
+
 FsStatistics FileSystem::statistics() const {
   const SpaceReport space = store_->space();
   FsStatistics out;

@@ -104,7 +104,8 @@ class FileSystem final : public CommitClient, public DataSink {
                                       uint64_t target_offset, uint64_t length);
 
   // --- Durability and reports ---
-  Task<Result<>> sync();  // everything; fsync of any file or directory is this too
+  Task<Result<>> sync();  // everything
+  Task<Result<>> sync_file(uint64_t ino);  // fsync: everything too (docs/decisions/0003)
   FsStatistics statistics() const;
   Store& store() { return *store_; }
   Environment& environment() { return environment_; }

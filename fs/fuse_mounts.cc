@@ -18,7 +18,8 @@ std::string unescape(const std::string& text) {
   std::string plain;
   for (size_t i = 0; i < text.size(); i++) {
     auto is_octal = [&](size_t at) { return text[at] >= '0' && text[at] <= '7'; };
-    if (text[i] == '\\' && i + 3 < text.size() && is_octal(i + 1) && is_octal(i + 2) && is_octal(i + 3)) {
+    if (text[i] == '\\' && i + 3 < text.size() && is_octal(i + 1) && is_octal(i + 2) &&
+        is_octal(i + 3)) {
       int code = (text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0');
       plain += static_cast<char>(code);
       i += 3;
@@ -71,7 +72,9 @@ std::string resolve_mount_point(const std::string& path) {
   size_t slash = trimmed.rfind('/');
   std::string name = slash == std::string::npos ? trimmed : trimmed.substr(slash + 1);
   if (name.empty() || name == "." || name == "..") return {};
-  std::string parent = slash == std::string::npos ? "." : slash == 0 ? "/" : trimmed.substr(0, slash);
+  std::string parent = slash == std::string::npos ? "."
+                       : slash == 0               ? "/"
+                                                  : trimmed.substr(0, slash);
   std::string directory = real_path(parent);
   if (directory.empty()) return {};
   return directory == "/" ? "/" + name : directory + "/" + name;

@@ -1,5 +1,5 @@
-// What is mounted where, as /proc/self/mountinfo says: without touching any mount, so that it works for
-// dead ones and inside a server too.
+// What is mounted where, as /proc/self/mountinfo says: without touching any mount, so that it works
+// for dead ones and inside a server too.
 #pragma once
 
 #include <optional>
@@ -24,8 +24,9 @@ std::vector<MountEntry> read_mounts();
 // The topmost mount whose mount point is exactly `path`.
 std::optional<MountEntry> mount_at(const std::string& path);
 
-// `path` absolute and without symbolic links. Its last component is not entered, so this works for the
-// mount point of a dead server. Empty, with errno set, if a directory on the way does not exist.
+// `path` absolute and without symbolic links. Its last component is not entered, so this works for
+// the mount point of a dead server. Empty, with errno set, if a directory on the way does not
+// exist.
 std::string resolve_mount_point(const std::string& path);
 
 }  // namespace cofs

@@ -15,13 +15,14 @@ timespec timespec_of(const WallTime& time) {
 
 // Exactly these are asked for, whatever the library's defaults are.
 //
-// Not asked for: HANDLE_KILLPRIV (the kernel knows capabilities and clears setuid itself by SETATTR),
-// AUTO_INVAL_DATA (nobody else changes the files), splice (data is copied to be checksummed), and locks
-// (local to this host, the kernel does them alone).
-constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_EXPORT_SUPPORT |
-                             FUSE_CAP_DONT_MASK | FUSE_CAP_IOCTL_DIR | FUSE_CAP_READDIRPLUS |
-                             FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO | FUSE_CAP_PARALLEL_DIROPS |
-                             FUSE_CAP_POSIX_ACL | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
+// Not asked for: HANDLE_KILLPRIV (the kernel knows capabilities and clears setuid itself by
+// SETATTR), AUTO_INVAL_DATA (nobody else changes the files), splice (data is copied to be
+// checksummed), and locks (local to this host, the kernel does them alone).
+constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
+                             FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK | FUSE_CAP_IOCTL_DIR |
+                             FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO |
+                             FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
+                             FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
 
 void on_init(void* userdata, fuse_conn_info* connection) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
@@ -29,7 +30,8 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   if (server.options().writeback) wanted |= FUSE_CAP_WRITEBACK_CACHE;
   connection->want = wanted & connection->capable;
   connection->max_write = FuseServer::kRequestBytesMax;
-  // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from there.
+  // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from
+  // there.
   connection->max_readahead = FuseServer::kRequestBytesMax;
   connection->max_background = FuseServer::kBackgroundMax;
   connection->congestion_threshold = FuseServer::kBackgroundCongested;

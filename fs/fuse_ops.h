@@ -1,9 +1,10 @@
-// What all FUSE handlers share: starting a request's coroutine and sending its reply. The only header
-// that includes libfuse.
+// What all FUSE handlers share: starting a request's coroutine and sending its reply. The only
+// header that includes libfuse.
 //
-// A handler is a plain function of libfuse's table: it copies its arguments, which die when it returns,
-// and calls start() with a coroutine. The coroutine ends with exactly one reply_…(), which is sent after
-// the core was left; whatever the reply refers to is moved into it. Errno exists only here.
+// A handler is a plain function of libfuse's table: it copies its arguments, which die when it
+// returns, and calls start() with a coroutine. The coroutine ends with exactly one reply_…(), which
+// is sent after the core was left; whatever the reply refers to is moved into it. Errno exists only
+// here.
 #pragma once
 
 #define FUSE_USE_VERSION 314
@@ -50,8 +51,8 @@ class ReplyAction final : public Deferred {
   Send send_;
 };
 
-// Calls `send` once this thread has left the core. A reply that the kernel does not want any more (the
-// caller was killed) is no error of ours, so results of fuse_reply_*() are dropped.
+// Calls `send` once this thread has left the core. A reply that the kernel does not want any more
+// (the caller was killed) is no error of ours, so results of fuse_reply_*() are dropped.
 template <class Send>
 void reply(FuseServer& server, Send send) {
   server.monitor().defer(*new ReplyAction<Send>(server, std::move(send)));

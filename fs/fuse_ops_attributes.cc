@@ -10,7 +10,8 @@ namespace cofs {
 
 namespace {
 
-constexpr int kKillBits = FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID | FUSE_SET_ATTR_KILL_PRIV;
+constexpr int kKillBits =
+    FUSE_SET_ATTR_KILL_SUID | FUSE_SET_ATTR_KILL_SGID | FUSE_SET_ATTR_KILL_PRIV;
 
 WallTime wall_time_of(const timespec& time) {
   WallTime result;
@@ -44,8 +45,8 @@ Task<void> get_attributes(FuseServer& server, fuse_req_t request, uint64_t ino) 
   }
 }
 
-Task<void> set_attributes(FuseServer& server, fuse_req_t request, uint64_t ino, AttributeChange change,
-                          Caller caller) {
+Task<void> set_attributes(FuseServer& server, fuse_req_t request, uint64_t ino,
+                          AttributeChange change, Caller caller) {
   Result<Attributes> attributes =
       co_await server.fs().set_attributes(ino, std::move(change), std::move(caller));
   if (attributes) {
@@ -144,20 +145,23 @@ void on_list_xattrs(fuse_req_t request, fuse_ino_t ino, size_t size) {
   start(request, list_xattrs, ino, size);
 }
 
-void on_set_xattr(fuse_req_t request, fuse_ino_t ino, const char* name, const char* value, size_t size,
-                  int flags) {
+void on_set_xattr(fuse_req_t request, fuse_ino_t ino, const char* name, const char* value,
+                  size_t size, int flags) {
   std::string key(name);
   // A POSIX ACL can cost the setgid bit, which depends on the caller's groups.
   bool is_acl = key.starts_with("system.posix_acl_");
   Caller caller = is_acl ? caller_with_groups_of(request) : caller_of(request);
-  start(request, set_xattr, ino, std::move(key), std::string(value, size), flags, std::move(caller));
+  start(request, set_xattr, ino, std::move(key), std::string(value, size), flags,
+        std::move(caller));
 }
 
 void on_remove_xattr(fuse_req_t request, fuse_ino_t ino, const char* name) {
   start(request, remove_xattr, ino, std::string(name));
 }
 
-void on_volume_figures(fuse_req_t request, fuse_ino_t ino) { start(request, volume_figures, ino); }
+void on_volume_figures(fuse_req_t request, fuse_ino_t ino) {
+  start(request, volume_figures, ino);
+}
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
 struct statx_timestamp statx_time_of(const WallTime& time) {
@@ -172,7 +176,8 @@ struct statx statx_of(const Attributes& attributes) {
   status.stx_mask = STATX_BASIC_STATS | STATX_BTIME;
   status.stx_blksize = kBlockBytes;
   status.stx_attributes_mask = STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND;
-  if ((attributes.flags & ondisk::kInodeImmutable) != 0) status.stx_attributes |= STATX_ATTR_IMMUTABLE;
+  if ((attributes.flags & ondisk::kInodeImmutable) != 0)
+    status.stx_attributes |= STATX_ATTR_IMMUTABLE;
   if ((attributes.flags & ondisk::kInodeAppend) != 0) status.stx_attributes |= STATX_ATTR_APPEND;
   status.stx_nlink = attributes.nlink;
   status.stx_uid = attributes.uid;

@@ -1,7 +1,9 @@
 // Handlers about open files and their data.
 //
-// No FLUSH handler: data errors are reported by the write that hits them, so a close has nothing to say
-// (`noflush`, and ENOSYS from the library, spare the round trip). No ACCESS handler: default_permissions.
+// No FLUSH handler: data errors are reported by the write that hits them, so a close has nothing to
+// say
+// (`noflush`, and ENOSYS from the library, spare the round trip). No ACCESS handler:
+// default_permissions.
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <unistd.h>
@@ -32,8 +34,8 @@ struct fuse_file_info open_reply(int flags) {
 Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
                   uint32_t mode, int flags, Caller caller) {
   bool created = false;
-  Result<Attributes> made = co_await server.fs().create(parent, std::move(name), mode, std::move(caller),
-                                                        (flags & O_EXCL) != 0, &created);
+  Result<Attributes> made = co_await server.fs().create(
+      parent, std::move(name), mode, std::move(caller), (flags & O_EXCL) != 0, &created);
   if (!made) {
     reply_error(server, request, made.error());
     co_return;
@@ -108,8 +110,8 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
   reply(server, [request, length] { fuse_reply_write(request, length); });
 }
 
-Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t) {
-  Result<> result = co_await server.fs().sync();
+Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
+  Result<> result = co_await server.fs().sync_file(ino);
   reply_status(server, request, result);
 }
 
@@ -119,7 +121,8 @@ Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, Alloca
   reply_status(server, request, result);
 }
 
-Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t offset, bool for_data) {
+Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t offset,
+                bool for_data) {
   Result<uint64_t> found = 0;
   if (for_data) {
     found = co_await server.fs().seek_data(ino, offset);
@@ -134,10 +137,11 @@ Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 // Whoever copies takes 0 for the end of the file, EINTR and ENOSYS for "copy it yourself".
-Task<void> copy_range(FuseServer& server, fuse_req_t request, uint64_t source, uint64_t source_offset,
-                      uint64_t target, uint64_t target_offset, uint64_t length, bool synchronous) {
-  Result<CopyResult> copied = co_await server.fs().copy_range(source, source_offset, target,
-                                                              target_offset, length);
+Task<void> copy_range(FuseServer& server, fuse_req_t request, uint64_t source,
+                      uint64_t source_offset, uint64_t target, uint64_t target_offset,
+                      uint64_t length, bool synchronous) {
+  Result<CopyResult> copied =
+      co_await server.fs().copy_range(source, source_offset, target, target_offset, length);
   if (!copied) {
     reply_error(server, request, copied.error());
     co_return;
@@ -163,7 +167,9 @@ void on_open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
   start(request, open_file, ino, file->flags);
 }
 
-void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info*) { start(request, close_file, ino); }
+void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info*) {
+  start(request, close_file, ino);
+}
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
 void on_make_unnamed(fuse_req_t request, fuse_ino_t parent, mode_t mode, fuse_file_info* file) {
@@ -187,27 +193,23 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
   }
   // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
   bool synchronous = (file->flags & O_DIRECT) != 0 && (file->flags & O_DSYNC) != 0;
-  WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset), bytes,
-                                   static_cast<uint32_t>(size));
+  WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
+                                   bytes, static_cast<uint32_t>(size));
   start(request, write, ino, std::move(data), synchronous);
 }
 
-void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) { start(request, sync, ino); }
+void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {
+  start(request, sync, ino);
+}
 
 std::optional<AllocateMode> allocate_mode_of(int mode) {
   switch (mode) {
-    case 0:
-      return AllocateMode::kAllocate;
-    case FALLOC_FL_KEEP_SIZE:
-      return AllocateMode::kKeepSize;
-    case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
-      return AllocateMode::kPunchHole;
-    case FALLOC_FL_ZERO_RANGE:
-      return AllocateMode::kZeroRange;
-    case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE:
-      return AllocateMode::kZeroKeepSize;
-    default:
-      return {};
+    case 0: return AllocateMode::kAllocate;
+    case FALLOC_FL_KEEP_SIZE: return AllocateMode::kKeepSize;
+    case FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE: return AllocateMode::kPunchHole;
+    case FALLOC_FL_ZERO_RANGE: return AllocateMode::kZeroRange;
+    case FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE: return AllocateMode::kZeroKeepSize;
+    default: return {};
   }
 }
 
@@ -219,7 +221,8 @@ void on_allocate(fuse_req_t request, fuse_ino_t ino, int flags, off_t offset, of
   } else if (offset < 0 || length <= 0) {
     fuse_reply_err(request, EINVAL);
   } else {
-    start(request, allocate, ino, *mode, static_cast<uint64_t>(offset), static_cast<uint64_t>(length));
+    start(request, allocate, ino, *mode, static_cast<uint64_t>(offset),
+          static_cast<uint64_t>(length));
   }
 }
 
@@ -234,15 +237,16 @@ void on_seek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, fuse_
 }
 
 void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset, fuse_file_info*,
-                   fuse_ino_t target, off_t target_offset, fuse_file_info* target_file, size_t length,
-                   int flags) {
+                   fuse_ino_t target, off_t target_offset, fuse_file_info* target_file,
+                   size_t length, int flags) {
   if (flags != 0 || source_offset < 0 || target_offset < 0) {
     fuse_reply_err(request, EINVAL);
     return;
   }
   bool synchronous = (target_file->flags & O_DSYNC) != 0;
   start(request, copy_range, source, static_cast<uint64_t>(source_offset), target,
-        static_cast<uint64_t>(target_offset), std::min<uint64_t>(length, kCopyReplyMax), synchronous);
+        static_cast<uint64_t>(target_offset), std::min<uint64_t>(length, kCopyReplyMax),
+        synchronous);
 }
 
 }  // namespace

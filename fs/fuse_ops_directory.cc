@@ -1,5 +1,5 @@
-// Handlers that list directories. The kernel caches listings (cache_readdir): it drops them by itself
-// when it changes the directory, and nobody else does.
+// Handlers that list directories. The kernel caches listings (cache_readdir): it drops them by
+// itself when it changes the directory, and nobody else does.
 #include <dirent.h>
 
 #include <algorithm>
@@ -11,8 +11,8 @@ namespace cofs {
 namespace {
 
 constexpr size_t kListingBytesMax = 1U << 20;  // of one reply, whatever the kernel has room for
-// An entry takes 24 bytes and its name, rounded up to 8; with attributes 128 more. Reading as many as
-// would fit with names of about 16 bytes wastes little when they are longer.
+// An entry takes 24 bytes and its name, rounded up to 8; with attributes 128 more. Reading as many
+// as would fit with names of about 16 bytes wastes little when they are longer.
 constexpr size_t kEntryBytesTypical = 40;
 constexpr size_t kEntryPlusBytesTypical = kEntryBytesTypical + 128;
 
@@ -38,8 +38,9 @@ Task<void> read_directory(FuseServer& server, fuse_req_t request, uint64_t ino, 
     size_t used = 0;
     for (const DirectoryEntry& entry : list) {
       struct stat status = type_only(entry);
-      size_t size = fuse_add_direntry(request, buffer.data() + used, room - used, entry.name.c_str(),
-                                      &status, static_cast<off_t>(entry.cookie));
+      size_t size =
+          fuse_add_direntry(request, buffer.data() + used, room - used, entry.name.c_str(), &status,
+                            static_cast<off_t>(entry.cookie));
       if (size > room - used) break;
       used += size;
     }
@@ -94,8 +95,10 @@ void on_release_directory(fuse_req_t request, fuse_ino_t, fuse_file_info*) {
   fuse_reply_err(request, 0);
 }
 
-void on_read_directory(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info*) {
-  start(request, read_directory, ino, std::min(size, kListingBytesMax), static_cast<uint64_t>(offset));
+void on_read_directory(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset,
+                       fuse_file_info*) {
+  start(request, read_directory, ino, std::min(size, kListingBytesMax),
+        static_cast<uint64_t>(offset));
 }
 
 void on_read_directory_plus(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset,

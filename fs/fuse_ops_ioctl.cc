@@ -1,7 +1,7 @@
 // Handlers of ioctl: file flags (chattr, xfs_io), the private ones of cofs_ioctl.h, shutdown.
 //
-// The kernel hands over as many bytes each way as the ioctl's number declares; chattr's and lsattr's
-// FS_IOC_GETFLAGS and SETFLAGS declare a long and carry an int.
+// The kernel hands over as many bytes each way as the ioctl's number declares; chattr's and
+// lsattr's FS_IOC_GETFLAGS and SETFLAGS declare a long and carry an int.
 #include <linux/fs.h>
 #include <unistd.h>
 
@@ -30,14 +30,16 @@ constexpr FlagPair kFlagPairs[] = {
     {ondisk::kInodeAppend, FS_APPEND_FL, FS_XFLAG_APPEND},
 };
 
-uint32_t translate(uint32_t value, uint32_t FlagPair::* from, uint32_t FlagPair::* to) {
+uint32_t translate(uint32_t value, uint32_t FlagPair::*from, uint32_t FlagPair::*to) {
   uint32_t result = 0;
   for (const FlagPair& pair : kFlagPairs) {
     if ((value & pair.*from) != 0) result |= pair.*to;
   }
   return result;
 }
-uint32_t known(uint32_t FlagPair::* kind) { return translate(UINT32_MAX, &FlagPair::inode, kind); }
+uint32_t known(uint32_t FlagPair::*kind) {
+  return translate(UINT32_MAX, &FlagPair::inode, kind);
+}
 
 void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size) {
   std::string copy(static_cast<const char*>(bytes), size);
@@ -139,7 +141,7 @@ void on_set_flags(fuse_req_t request, fuse_ino_t ino, const void* in, size_t siz
     fuse_reply_err(request, EROFS);
     return;
   }
-  uint32_t FlagPair::* kind = extended ? &FlagPair::xflags : &FlagPair::fs;
+  uint32_t FlagPair::*kind = extended ? &FlagPair::xflags : &FlagPair::fs;
   uint32_t value = 0;
   if (size < (extended ? sizeof(fsxattr) : sizeof(value))) {
     fuse_reply_err(request, EINVAL);
@@ -168,9 +170,7 @@ void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_
     case FS_IOC_FSSETXATTR:
       on_set_flags(request, ino, in, in_size, command == FS_IOC_FSSETXATTR);
       return;
-    case COFS_IOC_SYNC:
-      start(request, sync_all, false);
-      return;
+    case COFS_IOC_SYNC: start(request, sync_all, false); return;
     case COFS_IOC_STATISTICS: {
       cofs_text_page asked;
       if (in_size != sizeof(asked) || out_size < sizeof(asked)) break;
@@ -178,21 +178,18 @@ void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_
       on_statistics(request, asked);
       return;
     }
-    case COFS_IOC_SERVER:
-      on_server_info(request);
-      return;
+    case COFS_IOC_SERVER: on_server_info(request); return;
     case COFS_IOC_SHUTDOWN:
-    case kGoingDown:
-      on_shutdown(request);
-      return;
-    default:
-      break;
+    case kGoingDown: on_shutdown(request); return;
+    default: break;
   }
   fuse_reply_err(request, ENOTTY);
 }
 
 }  // namespace
 
-void install_ioctl_operations(fuse_lowlevel_ops& operations) { operations.ioctl = on_ioctl; }
+void install_ioctl_operations(fuse_lowlevel_ops& operations) {
+  operations.ioctl = on_ioctl;
+}
 
 }  // namespace cofs

@@ -69,8 +69,8 @@ Task<void> remove_directory(FuseServer& server, fuse_req_t request, uint64_t par
 
 Task<void> rename(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
                   uint64_t new_parent, std::string new_name, uint32_t flags) {
-  Result<> result = co_await server.fs().rename(parent, std::move(name), new_parent,
-                                                std::move(new_name), flags);
+  Result<> result =
+      co_await server.fs().rename(parent, std::move(name), new_parent, std::move(new_name), flags);
   reply_status(server, request, result);
 }
 
@@ -79,12 +79,13 @@ Task<void> read_symlink(FuseServer& server, fuse_req_t request, uint64_t ino) {
   if (!target) {
     reply_error(server, request, target.error());
   } else {
-    reply(server, [request, text = std::move(*target)] { fuse_reply_readlink(request, text.c_str()); });
+    reply(server,
+          [request, text = std::move(*target)] { fuse_reply_readlink(request, text.c_str()); });
   }
 }
 
-// The kernel forgets an inode in one message with all its lookups, when it drops the inode, so they are
-// not counted here: forget() frees a file only if it has neither a name nor an open.
+// The kernel forgets an inode in one message with all its lookups, when it drops the inode, so they
+// are not counted here: forget() frees a file only if it has neither a name nor an open.
 Task<void> forget(FuseServer& server, fuse_req_t, std::vector<uint64_t> inodes) {
   for (uint64_t ino : inodes) co_await server.fs().forget(ino);
   reply(server, [] {});
@@ -94,7 +95,8 @@ void on_lookup(fuse_req_t request, fuse_ino_t parent, const char* name) {
   start(request, lookup, parent, std::string(name));
 }
 
-void on_make_node(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode, dev_t rdev) {
+void on_make_node(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
+                  dev_t rdev) {
   start(request, make_node, parent, std::string(name), mode, rdev, caller_of(request));
 }
 
@@ -123,7 +125,9 @@ void on_rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino
   start(request, rename, parent, std::string(name), new_parent, std::string(new_name), flags);
 }
 
-void on_read_symlink(fuse_req_t request, fuse_ino_t ino) { start(request, read_symlink, ino); }
+void on_read_symlink(fuse_req_t request, fuse_ino_t ino) {
+  start(request, read_symlink, ino);
+}
 
 void start_forgetting(fuse_req_t request, std::vector<uint64_t> inodes) {
   FuseServer& server = server_of(request);
@@ -134,7 +138,9 @@ void start_forgetting(fuse_req_t request, std::vector<uint64_t> inodes) {
   fuse_reply_none(request);
 }
 
-void on_forget(fuse_req_t request, fuse_ino_t ino, uint64_t) { start_forgetting(request, {ino}); }
+void on_forget(fuse_req_t request, fuse_ino_t ino, uint64_t) {
+  start_forgetting(request, {ino});
+}
 
 void on_forget_many(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
   std::vector<uint64_t> inodes(count);

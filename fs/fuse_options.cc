@@ -12,13 +12,20 @@ namespace {
 using Outcome = std::expected<void, std::string>;
 
 // Handed to the kernel as they are; libfuse knows all of them.
-constexpr std::array kVfsFlags = {"suid", "nosuid", "dev",     "nodev", "exec",
-                                  "noexec", "sync", "async", "dirsync", "nodiratime"};
+constexpr std::array kVfsFlags = {"suid",   "nosuid", "dev",   "nodev",   "exec",
+                                  "noexec", "sync",   "async", "dirsync", "nodiratime"};
 // Words that mean something to mount(8), systemd or other filesystems' defaults, and nothing here.
-constexpr std::array kIgnored = {"defaults", "auto",     "noauto", "nofail",     "_netdev",  "user",
-                                 "nouser",   "users",    "nousers", "owner",     "group",    "atime",
-                                 "diratime", "iversion", "noiversion", "lazytime", "nolazytime",
-                                 "silent",   "loud",     "mand",   "nomand",     "default_permissions"};
+constexpr std::array kIgnored = {"defaults",   "auto",
+                                 "noauto",     "nofail",
+                                 "_netdev",    "user",
+                                 "nouser",     "users",
+                                 "nousers",    "owner",
+                                 "group",      "atime",
+                                 "diratime",   "iversion",
+                                 "noiversion", "lazytime",
+                                 "nolazytime", "silent",
+                                 "loud",       "mand",
+                                 "nomand",     "default_permissions"};
 constexpr std::array kIgnoredPrefixes = {"x-", "X-", "comment=", "user=", "uhelper=", "helper="};
 constexpr std::array kContexts = {"context=", "fscontext=", "defcontext=", "rootcontext="};
 
@@ -92,7 +99,8 @@ Outcome set_value(std::string_view option, MountOptions& options) {
       return wrong(option, "expected auto, hostfile or host");
     }
   } else if (name == "clone") {
-    if (value == "share") return wrong(option, "sharing is not available in this version; use clone=device");
+    if (value == "share")
+      return wrong(option, "sharing is not available in this version; use clone=device");
     if (value != "device") return wrong(option, "expected device");
   } else {
     return std::unexpected("unknown mount option: " + std::string(option));
@@ -171,7 +179,8 @@ std::optional<uint64_t> parse_size(std::string_view text) {
   double value = 0;
   auto [end, error] =
       std::from_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed);
-  if (shift == 0 || text.empty() || error != std::errc() || end != text.data() + text.size()) return {};
+  if (shift == 0 || text.empty() || error != std::errc() || end != text.data() + text.size())
+    return {};
   value = std::ldexp(value, shift);
   if (!(value >= 0) || value >= std::ldexp(1.0, 63)) return {};
   return static_cast<uint64_t>(value);

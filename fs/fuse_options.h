@@ -1,8 +1,9 @@
-// MountOptions: what `-o` of a mount may say, parsed strictly: an option that is not known is an error.
+// MountOptions: what `-o` of a mount may say, parsed strictly: an option that is not known is an
+// error.
 //
-// Besides cofs's own options it takes those that mount(8) hands to a helper: flags of the VFS are kept
-// for the kernel, words for fstab readers are dropped. Sizes are bytes with an optional K, M, G or T.
-// It does not check options against a volume or a device.
+// Besides cofs's own options it takes those that mount(8) hands to a helper: flags of the VFS are
+// kept for the kernel, words for fstab readers are dropped. Sizes are bytes with an optional K, M,
+// G or T. It does not check options against a volume or a device.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ enum class CopyChoice : uint8_t { kAuto, kHostFile, kHost };
 
 struct MountOptions {
   static constexpr uint64_t kCommitSecondsMax = 300;
-  static constexpr uint64_t kMemoryBytesMin = 1ULL << 20;   // of cache= and dirty=
+  static constexpr uint64_t kMemoryBytesMin = 1ULL << 20;  // of cache= and dirty=
   static constexpr uint64_t kMemoryBytesMax = 1ULL << 40;
 
   bool read_only = false;
@@ -40,11 +41,12 @@ struct MountOptions {
   FsOptions fs_options() const;
 };
 
-// Parses comma-separated options; a backslash takes the next character as it is. Errors: one line that
-// names the option.
+// Parses comma-separated options; a backslash takes the next character as it is. Errors: one line
+// that names the option.
 std::expected<MountOptions, std::string> parse_mount_options(std::string_view text);
 
-// "4096", "64K", "10G", "1.5T" (powers of 1024, a trailing "B" or "iB" allowed); nothing if it is not one.
+// "4096", "64K", "10G", "1.5T" (powers of 1024, a trailing "B" or "iB" allowed); nothing if it is
+// not one.
 std::optional<uint64_t> parse_size(std::string_view text);
 
 }  // namespace cofs

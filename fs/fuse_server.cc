@@ -27,8 +27,8 @@ using Outcome = std::expected<void, std::string>;
 
 constexpr uint64_t kFailuresNotedMax = 100;
 
-// libfuse prints to stderr by itself and tells its caller nothing. This keeps its last words for our error
-// line. (Its hook has no user pointer, hence the one static object.)
+// libfuse prints to stderr by itself and tells its caller nothing. This keeps its last words for
+// our error line. (Its hook has no user pointer, hence the one static object.)
 class LibraryMessages {
  public:
   static LibraryMessages& instance() {
@@ -89,11 +89,14 @@ std::string escape_option(std::string_view value) {
   return escaped;
 }
 
-Outcome failed(std::string what) { return std::unexpected(std::move(what)); }
+Outcome failed(std::string what) {
+  return std::unexpected(std::move(what));
+}
 
 }  // namespace
 
-FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal, FuseServerOptions options)
+FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
+                       FuseServerOptions options)
     : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)) {}
 
 FuseServer::~FuseServer() {
@@ -136,7 +139,8 @@ std::vector<std::string> FuseServer::session_arguments() const {
     options.emplace_back("dev");
     options.emplace_back("suid");
   }
-  for (const std::string& option : options_.kernel_options) options.push_back(escape_option(option));
+  for (const std::string& option : options_.kernel_options)
+    options.push_back(escape_option(option));
 
   std::vector<std::string> arguments = {"cofs"};
   for (std::string& option : options) {
@@ -182,8 +186,8 @@ Outcome FuseServer::serve(std::function<void()> ready) {
   umask(0);
   if (fuse_set_signal_handlers(session_) != 0) return failed("cannot set signal handlers");
 
-  std::unique_ptr<fuse_loop_config, decltype(&fuse_loop_cfg_destroy)> config(fuse_loop_cfg_create(),
-                                                                             &fuse_loop_cfg_destroy);
+  std::unique_ptr<fuse_loop_config, decltype(&fuse_loop_cfg_destroy)> config(
+      fuse_loop_cfg_create(), &fuse_loop_cfg_destroy);
   fuse_loop_cfg_set_clone_fd(config.get(), 1);
   fuse_loop_cfg_set_idle_threads(config.get(), kIdleThreads);
   fuse_loop_cfg_set_max_threads(config.get(),
@@ -223,8 +227,9 @@ void FuseServer::session_initialised() {
   stage_.notify_all();
 }
 
-// Waits until the mount answers. statfs() of the own mount blocks until the kernel got the answer to INIT;
-// this thread serves no requests, so that cannot lock up, and it fails when the session ends instead.
+// Waits until the mount answers. statfs() of the own mount blocks until the kernel got the answer
+// to INIT; this thread serves no requests, so that cannot lock up, and it fails when the session
+// ends instead.
 void FuseServer::announce(const std::function<void()>& ready) {
   stage_.wait(Stage::kWaiting);
   if (stage_.load() != Stage::kInitialised) return;

@@ -1,11 +1,12 @@
-// FuseServer: a mounted FileSystem. It sets up the session with the kernel, runs its threads, and takes
-// the mount down again; the handlers are in fuse_ops*.cc.
+// FuseServer: a mounted FileSystem. It sets up the session with the kernel, runs its threads, and
+// takes the mount down again; the handlers are in fuse_ops*.cc.
 //
 // A request is handled in three steps: its FUSE thread copies what the handler was given (names,
-// payload, hashes), posts a coroutine to the monitor, and the reply is sent by whichever thread leaves
-// the core after the coroutine finished. Every request gets exactly one reply. The server is the
-// only writer of the volume, so the kernel may cache names, attributes and data for as long as it likes.
-// Not for: opening the device or closing the filesystem; that is the caller's, before and after.
+// payload, hashes), posts a coroutine to the monitor, and the reply is sent by whichever thread
+// leaves the core after the coroutine finished. Every request gets exactly one reply. The server is
+// the only writer of the volume, so the kernel may cache names, attributes and data for as long as
+// it likes. Not for: opening the device or closing the filesystem; that is the caller's, before and
+// after.
 #pragma once
 
 #include <atomic>
@@ -27,8 +28,8 @@ struct fuse_session;
 namespace cofs {
 
 struct FuseServerOptions {
-  std::string mount_point;  // absolute: the server leaves its working directory
-  std::string source;       // what the mount table shows: the target's path
+  std::string mount_point;    // absolute: the server leaves its working directory
+  std::string source;         // what the mount table shows: the target's path
   bool block_device = false;  // mount as fuseblk (root only)
   bool read_only = false;
   bool writeback = false;
@@ -59,9 +60,9 @@ class FuseServer {
   // Mounts. Requests wait in the kernel until serve(). Errors: one line for a person.
   std::expected<void, std::string> mount();
 
-  // Serves on threads of its own until the mount is gone or SIGTERM, SIGINT or SIGHUP arrives, which must
-  // be unblocked in the calling thread only. `ready` is called once, on another thread, when
-  // the mount can be used. On return the mount is gone and all replies are sent.
+  // Serves on threads of its own until the mount is gone or SIGTERM, SIGINT or SIGHUP arrives,
+  // which must be unblocked in the calling thread only. `ready` is called once, on another thread,
+  // when the mount can be used. On return the mount is gone and all replies are sent.
   std::expected<void, std::string> serve(std::function<void()> ready);
 
   // True after a shutdown ioctl: the volume must be left as it is.
@@ -106,15 +107,15 @@ class FuseServer {
   bool mounted_ = false;
   std::atomic<Stage> stage_{Stage::kWaiting};
   std::atomic<bool> stopped_{false};
-  // Requests without a reply yet, and one for the server itself until it waits for the others. Whoever
-  // takes it to zero sets drained_.
+  // Requests without a reply yet, and one for the server itself until it waits for the others.
+  // Whoever takes it to zero sets drained_.
   std::atomic<uint64_t> requests_{1};
   std::atomic<uint64_t> failures_noted_{0};
   std::mutex mutex_;
   std::condition_variable idle_;
-  bool drained_ = false;         // guarded by mutex_
-  std::string kept_text_;        // guarded by mutex_
-  uint64_t kept_snapshot_ = 0;   // guarded by mutex_
+  bool drained_ = false;        // guarded by mutex_
+  std::string kept_text_;       // guarded by mutex_
+  uint64_t kept_snapshot_ = 0;  // guarded by mutex_
 };
 
 }  // namespace cofs

@@ -61,6 +61,7 @@ struct Inode {
   FileData data;  // written data that is not on the device yet
 
   uint64_t open_count = 0;
+  uint64_t synced_ns = 0;  // monotonic time of the last fsync of this file; 0: none
   bool dirty = false;     // differs from its record in the tree
   bool collected = false; // its record was given to the last commit, and may be on its way
   bool deleted = false;   // its record is gone: every operation answers kStale

@@ -53,6 +53,7 @@ class Names {
   Task<> drain();
 
  private:
+  Task<Result<>> remove_name(uint64_t parent, std::string name, bool directory, bool* commit_due);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

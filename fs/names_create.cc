@@ -190,8 +190,9 @@ Task<Result<Attributes>> Names::create(uint64_t parent, std::string name, uint32
   object.may_exist = !exclusive;
   auto attributes = co_await impl_->make(parent, &object);
   if (created != nullptr) *created = attributes.has_value() && !object.existed;
-  if (attributes && S_ISDIR(attributes->mode)) {
-    co_return fail(Code::kIsDirectory, "create", attributes->ino);
+  if (attributes && !S_ISREG(attributes->mode)) {
+    const Code code = S_ISDIR(attributes->mode) ? Code::kIsDirectory : Code::kExists;
+    co_return fail(code, "what is there is no regular file", attributes->ino);
   }
   co_return attributes;
 }

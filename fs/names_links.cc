@@ -8,6 +8,8 @@ namespace cofs {
 
 namespace {
 
+constexpr uint64_t kJournalLifeNs = 5'000'000'000;  // from a file's fsync to its unlink
+
 // The codes that Linux answers for the names that are not entries.
 Result<> check_victim_name(const std::string& name, bool directory) {
   auto checked = check_name(name);
@@ -27,7 +29,21 @@ Result<> check_victim_type(const Inode& victim, bool directory) {
 
 }  // namespace
 
+// A name that was removed stays removed after a crash only when it has been committed. Programs that
+// keep a journal in a file of its own (SQLite, journal_mode=DELETE) take its unlink for their commit
+// and do not sync the directory, so the unlink of a file that was synced a moment ago is committed
+// before it is answered (docs/decisions/0007).
 Task<Result<>> Names::unlink(uint64_t parent, std::string name, bool directory) {
+  bool commit_due = false;
+  auto removed = co_await remove_name(parent, std::move(name), directory, &commit_due);
+  COFS_CO_TRY(removed);
+  if (!commit_due) co_return Result<>();
+  auto committed = co_await impl_->store.commit();
+  co_return committed;
+}
+
+Task<Result<>> Names::remove_name(uint64_t parent, std::string name, bool directory,
+                                  bool* commit_due) {
   Impl& my = *impl_;
   auto checked = check_victim_name(name, directory);
   COFS_CO_TRY(checked);
@@ -53,6 +69,8 @@ Task<Result<>> Names::unlink(uint64_t parent, std::string name, bool directory) 
   const WallTime now = my.environment.clock.wall();
   victim.nlink = last ? 0 : victim.nlink - 1;
   mark_changed(victim, now, false);
+  *commit_due = !directory && last && victim.synced_ns != 0 &&
+                my.environment.clock.monotonic_ns() - victim.synced_ns < kJournalLifeNs;
   if (last) my.orphans.try_emplace(victim.ino);
   if (dir.size > 0) dir.size--;
   if (directory && dir.nlink > 2) dir.nlink--;

@@ -49,7 +49,8 @@ void print_capabilities(FileDevice& device) {
   Json text = capabilities(device);
   fmt::print("{}: {}, {}, LBAs of {} bytes\n", geometry.name, text["kind"].get<std::string>(),
              size_text(bytes_of_blocks(geometry.block_count)), geometry.lba_bytes);
-  fmt::print("  direct I/O: {}\n", text["direct_io"].get<bool>() ? "yes" : "no, through the page cache");
+  fmt::print("  direct I/O: {}\n",
+             text["direct_io"].get<bool>() ? "yes" : "no, through the page cache");
   if (geometry.can_discard) {
     fmt::print("  discard: yes, in units of {}\n",
                size_text(bytes_of_blocks(geometry.discard_granularity_blocks)));
@@ -71,7 +72,8 @@ void print_capabilities(FileDevice& device) {
 int devcap_command(const Invocation& invocation) {
   std::string target;
   bool json = false;
-  CLI::App app("Shows what a block device or image file can do, and how it can copy. Writes nothing.");
+  CLI::App app(
+      "Shows what a block device or image file can do, and how it can copy. Writes nothing.");
   app.add_option("TARGET", target, "block device or image file")->required();
   app.add_flag("--json", json, "as JSON");
   if (std::optional<int> code = parse_arguments(app, invocation, kExitFailed)) return *code;
@@ -80,16 +82,19 @@ int devcap_command(const Invocation& invocation) {
   // What can be copied and discarded shows only on a target that could be written.
   Result<std::unique_ptr<Machine>> machine =
       Machine::open(target, MachineOptions::for_tool(target, TargetMode::kReadWrite), *journal);
-  if (!machine && (machine.error().code == Code::kAccess || machine.error().code == Code::kReadOnly)) {
-    machine = Machine::open(target, MachineOptions::for_tool(target, TargetMode::kReadOnly), *journal);
+  if (!machine &&
+      (machine.error().code == Code::kAccess || machine.error().code == Code::kReadOnly)) {
+    machine =
+        Machine::open(target, MachineOptions::for_tool(target, TargetMode::kReadOnly), *journal);
   }
   if (!machine) {
     print_error(invocation, target, machine.error());
     return kExitFailed;
   }
   if (json) {
-    fmt::print("{}\n", capabilities((*machine)->device())
-                           .dump(2, ' ', false, Json::error_handler_t::replace));
+    fmt::print(
+        "{}\n",
+        capabilities((*machine)->device()).dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
     print_capabilities((*machine)->device());
   }

@@ -1,5 +1,5 @@
-// cofs dump: what is on a volume that is not mounted, record by record. It writes nothing; of an unclean
-// volume it shows the state after replaying the log in memory.
+// cofs dump: what is on a volume that is not mounted, record by record. It writes nothing; of an
+// unclean volume it shows the state after replaying the log in memory.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -46,8 +46,9 @@ std::string printable(Bytes bytes) {
   std::string text;
   for (std::byte byte : bytes) {
     char c = static_cast<char>(byte);
-    text += c >= ' ' && c <= '~' && c != '\\' ? std::string(1, c)
-                                               : fmt::format("\\x{:02x}", static_cast<unsigned>(byte));
+    text += c >= ' ' && c <= '~' && c != '\\'
+                ? std::string(1, c)
+                : fmt::format("\\x{:02x}", static_cast<unsigned>(byte));
   }
   return text;
 }
@@ -69,7 +70,8 @@ std::string inode_text(Bytes value) {
   ondisk::Inode inode;
   if (!read_front(value, inode)) return "too short";
   return fmt::format(
-      "mode {:o} uid {} gid {} nlink {} size {} blocks {} flags {:#x} rdev {:#x} parent {} inline {} "
+      "mode {:o} uid {} gid {} nlink {} size {} blocks {} flags {:#x} rdev {:#x} parent {} inline "
+      "{} "
       "atime {} mtime {} ctime {} btime {} generation {}",
       uint32_t{inode.mode}, uint32_t{inode.uid}, uint32_t{inode.gid}, uint32_t{inode.nlink},
       uint64_t{inode.size}, uint64_t{inode.blocks}, uint32_t{inode.flags}, uint64_t{inode.rdev},
@@ -82,7 +84,8 @@ std::string extent_text(Bytes value) {
   ondisk::Extent extent;
   if (!read_front(value, extent)) return "too short";
   uint32_t flags = extent.flags;
-  return fmt::format("virtual {} count {}{}{}", uint64_t{extent.virtual_block}, uint32_t{extent.count},
+  return fmt::format("virtual {} count {}{}{}", uint64_t{extent.virtual_block},
+                     uint32_t{extent.count},
                      (flags & ondisk::kExtentUnwritten) != 0 ? " unwritten" : "",
                      (flags & ondisk::kExtentMaybeShared) != 0 ? " maybe-shared" : "");
 }
@@ -146,16 +149,17 @@ std::string_view name_of_stream(uint8_t stream) {
 }
 
 void print_segments(const Key& key, Bytes value) {
-  size_t count = std::min<size_t>(value.size() / sizeof(ondisk::SegmentInfo), ondisk::kSegmentGroup);
+  size_t count =
+      std::min<size_t>(value.size() / sizeof(ondisk::SegmentInfo), ondisk::kSegmentGroup);
   for (size_t i = 0; i < count; i++) {
     ondisk::SegmentInfo info;
     std::memcpy(&info, value.data() + i * sizeof(info), sizeof(info));
     if (uint32_t{info.generation} == 0) continue;  // never used
     bool is_free = info.state == static_cast<uint8_t>(ondisk::SegmentState::kFree);
-    fmt::print("segment {} generation {} {}{}{} live {} age {}\n",
-               key.id * ondisk::kSegmentGroup + i, uint32_t{info.generation}, name_of_state(info.state),
-               is_free ? "" : " ", is_free ? "" : name_of_stream(info.stream),
-               uint32_t{info.live_blocks}, uint64_t{info.age});
+    fmt::print(
+        "segment {} generation {} {}{}{} live {} age {}\n", key.id * ondisk::kSegmentGroup + i,
+        uint32_t{info.generation}, name_of_state(info.state), is_free ? "" : " ",
+        is_free ? "" : name_of_stream(info.stream), uint32_t{info.live_blocks}, uint64_t{info.age});
   }
 }
 
@@ -170,8 +174,8 @@ void print_record(const Key& key, Bytes value) {
 
 void print_superblock_copy(const OpenedTarget& target, uint64_t block_number) {
   alignas(kBlockBytes) std::byte block[kBlockBytes];
-  ssize_t got = pread(target.fd(), block, sizeof(block),
-                      static_cast<off_t>(bytes_of_blocks(block_number)));
+  ssize_t got =
+      pread(target.fd(), block, sizeof(block), static_cast<off_t>(bytes_of_blocks(block_number)));
   if (got != static_cast<ssize_t>(sizeof(block))) {
     fmt::print("superblock at block {}: cannot be read\n", block_number);
     return;
@@ -183,16 +187,18 @@ void print_superblock_copy(const OpenedTarget& target, uint64_t block_number) {
     fmt::print("superblock at block {}: {}\n", block_number, describe(parsed.error()));
     return;
   }
-  fmt::print("superblock at block {}: checkpoint {} epoch {} mounts {} {} root {} level {} commit {} "
-             "log chunk {} at segment {} block {}\n",
-             block_number, state.sequence, state.epoch, state.mount_count,
-             state.clean ? "clean" : "unclean", state.root.address[0], state.root_level, state.commit,
-             state.log.sequence, state.log.segment, state.log.block);
+  fmt::print(
+      "superblock at block {}: checkpoint {} epoch {} mounts {} {} root {} level {} commit {} "
+      "log chunk {} at segment {} block {}\n",
+      block_number, state.sequence, state.epoch, state.mount_count,
+      state.clean ? "clean" : "unclean", state.root.address[0], state.root_level, state.commit,
+      state.log.sequence, state.log.segment, state.log.block);
 }
 
 void print_volume(Machine& machine, FileSystem& fs) {
   VolumeInfo info = fs.store().info();
-  fmt::print("volume {}{}\n", info.uuid, info.label.empty() ? "" : fmt::format(" \"{}\"", info.label));
+  fmt::print("volume {}{}\n", info.uuid,
+             info.label.empty() ? "" : fmt::format(" \"{}\"", info.label));
   fmt::print("blocks {} of 4096 bytes, segments of {} blocks, nodes of {} bytes in {} copies\n",
              info.block_count, info.segment_blocks, info.node_bytes, info.metadata_copies);
   fmt::print("last use ended {}", info.was_clean ? "cleanly" : "without an unmount");
@@ -218,11 +224,12 @@ void print_volume(Machine& machine, FileSystem& fs) {
 }
 
 void print_space(const SpaceReport& space) {
-  fmt::print("space: {} blocks for data, {} available, {} free; {} live data, {} dead, {} in nodes\n",
-             space.total_blocks, space.available_blocks, space.free_blocks, space.live_data_blocks,
-             space.dead_blocks, space.node_blocks);
-  fmt::print("segments: {}, {} of them free; inodes: {}\n", space.segment_count, space.free_segments,
-             space.inode_count);
+  fmt::print(
+      "space: {} blocks for data, {} available, {} free; {} live data, {} dead, {} in nodes\n",
+      space.total_blocks, space.available_blocks, space.free_blocks, space.live_data_blocks,
+      space.dead_blocks, space.node_blocks);
+  fmt::print("segments: {}, {} of them free; inodes: {}\n", space.segment_count,
+             space.free_segments, space.inode_count);
 }
 
 // --- Records -----------------------------------------------------------------------------------
@@ -253,7 +260,8 @@ Result<> print_totals(Machine& machine, FileSystem& fs) {
   COFS_TRY(scanned);
   fmt::print("records of the tree:\n");
   for (const auto& [type, total] : totals) {
-    fmt::print("  {:<10} {:>10} {:>12}\n", name_of_type(type), total.records, size_text(total.bytes));
+    fmt::print("  {:<10} {:>10} {:>12}\n", name_of_type(type), total.records,
+               size_text(total.bytes));
   }
   return {};
 }
@@ -274,7 +282,8 @@ Result<> dump(Machine& machine, FileSystem& fs, const DumpArguments& arguments) 
              UINT16_MAX);
     Result<> printed = print_range(machine, fs, Key::inode(arguments.inode), last, count);
     COFS_TRY(printed);
-    if (count == 0) return fail(Code::kNoEntry, "there is no inode with this number", arguments.inode);
+    if (count == 0)
+      return fail(Code::kNoEntry, "there is no inode with this number", arguments.inode);
     return {};
   }
   if (arguments.tree) return print_range(machine, fs, Key(), last_key(), count);
@@ -294,8 +303,9 @@ Result<> dump(Machine& machine, FileSystem& fs, const DumpArguments& arguments) 
 
 int dump_command(const Invocation& invocation) {
   DumpArguments arguments;
-  CLI::App app("Shows what is on a cofs volume that is not mounted. Without options: the superblocks, "
-               "space, and how many records of each type there are.");
+  CLI::App app(
+      "Shows what is on a cofs volume that is not mounted. Without options: the superblocks, "
+      "space, and how many records of each type there are.");
   app.add_option("TARGET", arguments.target, "block device or image file")->required();
   CLI::Option* inode = app.add_option("--inode", arguments.inode, "the records of one inode");
   CLI::Option* tree = app.add_flag("--tree", arguments.tree, "all records of the tree");
@@ -307,7 +317,8 @@ int dump_command(const Invocation& invocation) {
 
   std::unique_ptr<LogJournal> journal = LogJournal::to_stderr(invocation.name, Severity::kWarning);
   Result<std::unique_ptr<Machine>> machine =
-      Machine::open(arguments.target, MachineOptions::for_tool(arguments.target, TargetMode::kReadOnly), *journal);
+      Machine::open(arguments.target,
+                    MachineOptions::for_tool(arguments.target, TargetMode::kReadOnly), *journal);
   if (!machine) {
     print_error(invocation, arguments.target, machine.error());
     return kExitFailed;

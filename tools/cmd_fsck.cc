@@ -1,7 +1,7 @@
 // cofs fsck: checks a volume that is not mounted, and mends it if asked. Exit codes are fsck(8)'s.
 //
-// The check opens the volume without writing: what the log of an unclean volume holds is replayed in
-// memory. Only --repair opens it for writing, which replays the log on the device first.
+// The check opens the volume without writing: what the log of an unclean volume holds is replayed
+// in memory. Only --repair opens it for writing, which replays the log on the device first.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -48,8 +48,8 @@ VerifyOptions verify_options(const FsckArguments& arguments) {
 }
 
 Result<FsckOutcome> check(const FsckArguments& arguments, Journal& journal) {
-  Result<std::unique_ptr<Machine>> machine =
-      Machine::open(arguments.target, MachineOptions::for_tool(arguments.target, TargetMode::kReadOnly), journal);
+  Result<std::unique_ptr<Machine>> machine = Machine::open(
+      arguments.target, MachineOptions::for_tool(arguments.target, TargetMode::kReadOnly), journal);
   COFS_TRY(machine);
   Result<std::unique_ptr<FileSystem>> fs = (*machine)->open_for_reading();
   COFS_TRY(fs);
@@ -65,7 +65,8 @@ Result<FsckOutcome> check(const FsckArguments& arguments, Journal& journal) {
 
 Result<uint64_t> repair(const FsckArguments& arguments, Journal& journal) {
   Result<std::unique_ptr<Machine>> machine =
-      Machine::open(arguments.target, MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);
+      Machine::open(arguments.target,
+                    MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);
   COFS_TRY(machine);
   StoreOptions store_options;
   store_options.background = false;
@@ -125,22 +126,25 @@ void print_words(const FsckArguments& arguments, const FsckOutcome& outcome) {
                problem.repairable ? " (repairable)" : "");
   }
   if (report.problem_count > report.problems.size()) {
-    fmt::print("{}: and {} more\n", arguments.target, report.problem_count - report.problems.size());
+    fmt::print("{}: and {} more\n", arguments.target,
+               report.problem_count - report.problems.size());
   }
-  if (outcome.repair_ran) fmt::print("{}: {} things repaired\n", arguments.target, outcome.repaired);
+  if (outcome.repair_ran)
+    fmt::print("{}: {} things repaired\n", arguments.target, outcome.repaired);
   if (arguments.quiet) return;
   fmt::print("{}: {}: {} inodes, {} records in {} nodes, {} of data{}\n", arguments.target,
              verdict(outcome), report.inodes, report.records, report.nodes,
              size_text(bytes_of_blocks(report.data_blocks)),
-             arguments.read_data
-                 ? fmt::format(", {} read and verified", size_text(bytes_of_blocks(report.data_blocks_read)))
-                 : "");
+             arguments.read_data ? fmt::format(", {} read and verified",
+                                               size_text(bytes_of_blocks(report.data_blocks_read)))
+                                 : "");
 }
 
 std::optional<int> read_arguments(const Invocation& invocation, FsckArguments& arguments) {
   bool ignored = false;
-  CLI::App app("Checks a cofs volume that is not mounted. Exit codes: 0 clean, 1 repaired, 4 errors left, "
-               "8 could not run.");
+  CLI::App app(
+      "Checks a cofs volume that is not mounted. Exit codes: 0 clean, 1 repaired, 4 errors left, "
+      "8 could not run.");
   app.add_option("TARGET", arguments.target, "block device or image file")->required();
   app.add_flag("-y,-p,-a,--repair", arguments.repair, "mend what can be mended");
   app.add_flag("-n", arguments.never_repair, "only check");
@@ -163,7 +167,8 @@ int fsck_command(const Invocation& invocation) {
   if (!outcome) {
     Code code = outcome.error().code;
     print_error(invocation, arguments.target, outcome.error());
-    // A volume that is there and cannot be read is damaged; anything else means that no check was made.
+    // A volume that is there and cannot be read is damaged; anything else means that no check was
+    // made.
     return code == Code::kCorrupt || code == Code::kChecksum ? kExitErrorsLeft : kExitCannotRun;
   }
   if (arguments.json) {

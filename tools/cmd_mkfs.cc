@@ -46,27 +46,32 @@ bool has_cofs_superblock(const OpenedTarget& target) {
   return got == static_cast<ssize_t>(sizeof(block)) && stored == magic;
 }
 
-// Makes the image file as it was asked for. Errors: a reason for the error line.
-std::expected<void, std::string> prepare_image(const MkfsArguments& arguments) {
+// Makes the image file as it was asked for; true if it was not there before. Errors: a reason for
+// the error line.
+std::expected<bool, std::string> prepare_image(const MkfsArguments& arguments) {
   struct stat status {};
   bool exists = stat(arguments.target.c_str(), &status) == 0;
   if (arguments.size_bytes == 0) {
-    if (!exists && errno == ENOENT) return std::unexpected("no such file; --size SIZE creates an image");
-    return {};
+    if (!exists && errno == ENOENT) {
+      return std::unexpected("no such file; --size SIZE creates an image");
+    }
+    return false;
   }
   uint64_t size = arguments.size_bytes / kBlockBytes * kBlockBytes;
   if (!exists) {
     Result<> created = create_image(arguments.target, size);
     if (!created) return std::unexpected(describe(created.error()));
-    return {};
+    return true;
   }
   if (!S_ISREG(status.st_mode)) return std::unexpected("--size is for image files only");
-  if (static_cast<uint64_t>(status.st_size) == size) return {};
-  if (!arguments.force) return std::unexpected("exists with another size, use --force to replace it");
-  return {};
+  if (static_cast<uint64_t>(status.st_size) != size && !arguments.force) {
+    return std::unexpected("exists with another size, use --force to replace it");
+  }
+  return false;
 }
 
-// An image to be replaced by one of another size; under the target's lock, so that it is not in use.
+// An image to be replaced by one of another size; under the target's lock, so that it is not in
+// use.
 Result<OpenedTarget> resize_image(OpenedTarget target, const MkfsArguments& arguments) {
   uint64_t size = arguments.size_bytes / kBlockBytes * kBlockBytes;
   if (arguments.size_bytes == 0 || target.size_bytes() == size) return target;
@@ -97,8 +102,8 @@ Task<Result<>> wipe(Environment& environment, bool discard) {
   Result<> start_done =
       co_await environment.device.write(BlockRange{0, start_blocks}, {&start_piece, 1});
   COFS_CO_TRY(start_done);
-  Result<> end_done =
-      co_await environment.device.write(BlockRange{count - end_blocks, end_blocks}, {&end_piece, 1});
+  Result<> end_done = co_await environment.device.write(BlockRange{count - end_blocks, end_blocks},
+                                                        {&end_piece, 1});
   co_return end_done;
 }
 
@@ -116,9 +121,9 @@ void print_summary(const MkfsArguments& arguments, FileSystem& fs) {
   fmt::print("{}: cofs volume {}{}\n", arguments.target, info.uuid,
              info.label.empty() ? "" : fmt::format(" \"{}\"", info.label));
   fmt::print("  {}, segments of {}, tree nodes of {} in {} {}\n",
-             size_text(bytes_of_blocks(info.block_count)), size_text(bytes_of_blocks(info.segment_blocks)),
-             size_text(info.node_bytes), info.metadata_copies,
-             info.metadata_copies == 1 ? "copy" : "copies");
+             size_text(bytes_of_blocks(info.block_count)),
+             size_text(bytes_of_blocks(info.segment_blocks)), size_text(info.node_bytes),
+             info.metadata_copies, info.metadata_copies == 1 ? "copy" : "copies");
   fmt::print("  {} for data\n", size_text(bytes_of_blocks(fs.store().space().available_blocks)));
 }
 
@@ -153,11 +158,12 @@ Result<> format_target(OpenedTarget target, const MkfsArguments& arguments, Jour
   options.node_bytes = static_cast<uint32_t>(arguments.node_bytes);
   options.metadata_copies = arguments.metadata_copies;
   Result<std::unique_ptr<Machine>> machine =
-      Machine::open(std::move(target), MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);
+      Machine::open(std::move(target),
+                    MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);
   COFS_TRY(machine);
   Environment environment = (*machine)->environment();
-  Result<> made = run_blocking((*machine)->monitor(),
-                               make_volume(&environment, &options, arguments.discard));
+  Result<> made =
+      run_blocking((*machine)->monitor(), make_volume(&environment, &options, arguments.discard));
   COFS_TRY(made);
   // Reading it back proves that it can be mounted.
   Result<std::unique_ptr<FileSystem>> fs = (*machine)->open_for_reading();
@@ -167,50 +173,47 @@ Result<> format_target(OpenedTarget target, const MkfsArguments& arguments, Jour
   return {};
 }
 
+std::expected<void, std::string> make(const Invocation& invocation,
+                                      const MkfsArguments& arguments) {
+  if (arguments.segment_bytes > (64ULL << 20) || arguments.node_bytes > ondisk::kNodeBytesMax) {
+    return std::unexpected("segments are 64 MiB, nodes 64 KiB at most");
+  }
+  if (arguments.segment_bytes % kBlockBytes != 0) {
+    return std::unexpected("the segment size must be a power of two from 64 KiB to 64 MiB");
+  }
+  Result<OpenedTarget> target =
+      open_target(arguments.target, TargetMode::kReadWrite, lock_wait_for(arguments.target));
+  if (!target) return std::unexpected(describe(target.error()));
+  if (!arguments.force) {
+    Result<std::optional<std::string>> present = present_contents(*target);
+    if (!present) return std::unexpected(describe(present.error()));
+    if (*present) {
+      return std::unexpected(fmt::format("holds {}, use --force to overwrite", **present));
+    }
+  }
+  std::unique_ptr<LogJournal> journal = LogJournal::to_stderr(invocation.name, Severity::kWarning);
+  Result<OpenedTarget> sized = resize_image(std::move(*target), arguments);
+  if (!sized) return std::unexpected(describe(sized.error()));
+  Result<> formatted = format_target(std::move(*sized), arguments, *journal);
+  if (!formatted) return std::unexpected(describe(formatted.error()));
+  return {};
+}
+
 }  // namespace
 
 int mkfs_command(const Invocation& invocation) {
   MkfsArguments arguments;
   if (std::optional<int> code = read_arguments(invocation, arguments)) return *code;
-  if (arguments.segment_bytes > (64ULL << 20) || arguments.node_bytes > ondisk::kNodeBytesMax) {
-    print_error(invocation, arguments.target, "segments are 64 MiB, nodes 64 KiB at most");
+  std::expected<bool, std::string> created = prepare_image(arguments);
+  if (!created) {
+    print_error(invocation, arguments.target, created.error());
     return kExitFailed;
   }
-  if (auto prepared = prepare_image(arguments); !prepared) {
-    print_error(invocation, arguments.target, prepared.error());
-    return kExitFailed;
-  }
-  Result<OpenedTarget> target =
-      open_target(arguments.target, TargetMode::kReadWrite, lock_wait_for(arguments.target));
-  if (!target) {
-    print_error(invocation, arguments.target, target.error());
-    return kExitFailed;
-  }
-  if (!arguments.force) {
-    Result<std::optional<std::string>> present = present_contents(*target);
-    if (!present) {
-      print_error(invocation, arguments.target, present.error());
-      return kExitFailed;
-    }
-    if (*present) {
-      print_error(invocation, arguments.target,
-                  fmt::format("holds {}, use --force to overwrite", **present));
-      return kExitFailed;
-    }
-  }
-  std::unique_ptr<LogJournal> journal = LogJournal::to_stderr(invocation.name, Severity::kWarning);
-  Result<> formatted;
-  Result<OpenedTarget> sized = resize_image(std::move(*target), arguments);
-  if (sized) {
-    formatted = format_target(std::move(*sized), arguments, *journal);
-  } else {
-    formatted = fail(sized.error());
-  }
-  if (!formatted) {
-    print_error(invocation, arguments.target, formatted.error());
-    return kExitFailed;
-  }
-  return kExitOk;
+  std::expected<void, std::string> made = make(invocation, arguments);
+  if (made) return kExitOk;
+  if (*created) unlink(arguments.target.c_str());
+  print_error(invocation, arguments.target, made.error());
+  return kExitFailed;
 }
 
 }  // namespace cofs

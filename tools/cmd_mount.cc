@@ -83,8 +83,8 @@ sigset_t ending_signals() {
   return signals;
 }
 
-// A server's life. Everything that fails before the mount is up goes to `answer` or, in the foreground,
-// to stderr.
+// A server's life. Everything that fails before the mount is up goes to `answer` or, in the
+// foreground, to stderr.
 class MountProcess {
  public:
   MountProcess(const Invocation& invocation, MountArguments arguments, MountOptions options,
@@ -99,9 +99,8 @@ class MountProcess {
     sigset_t signals = ending_signals();
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     raise_limits();
-    journal_ = answer_.is_background()
-                   ? LogJournal::to_system_log(arguments_.source)
-                   : LogJournal::to_stderr("cofs", Severity::kInfo);
+    journal_ = answer_.is_background() ? LogJournal::to_system_log(arguments_.source)
+                                       : LogJournal::to_stderr("cofs", Severity::kInfo);
     TargetMode mode = options_.read_only ? TargetMode::kReadOnly : TargetMode::kReadWrite;
     MachineOptions machine_options =
         MachineOptions::for_server(arguments_.source, mode, options_.dirty_bytes);
@@ -209,8 +208,9 @@ int await_answer(const Invocation& invocation, int fd, pid_t server) {
     return std::stoi(text.substr(1, 3));
   }
   print_error(invocation, {},
-              WIFSIGNALED(status) ? fmt::format("the server was killed by signal {}", WTERMSIG(status))
-                                  : std::string("the server ended before the mount was ready"));
+              WIFSIGNALED(status)
+                  ? fmt::format("the server was killed by signal {}", WTERMSIG(status))
+                  : std::string("the server ended before the mount was ready"));
   return kExitMount;
 }
 
@@ -238,7 +238,8 @@ int start_in_background(const Invocation& invocation, const MountArguments& argu
 }
 
 // `mount -o remount`: what the kernel keeps changes, the server goes on.
-int remount(const Invocation& invocation, const MountArguments& arguments, const MountOptions& options) {
+int remount(const Invocation& invocation, const MountArguments& arguments,
+            const MountOptions& options) {
   std::optional<MountEntry> entry = mount_at(arguments.directory);
   if (!entry || !entry->is_cofs()) {
     print_error(invocation, arguments.directory, "not a cofs mount");
@@ -256,7 +257,8 @@ int remount(const Invocation& invocation, const MountArguments& arguments, const
   if (has("nodiratime")) flags |= MS_NODIRATIME;
   if (has("sync")) flags |= MS_SYNCHRONOUS;
   if (::mount(entry->source.c_str(), arguments.directory.c_str(), nullptr, flags, nullptr) != 0) {
-    print_error(invocation, arguments.directory, fmt::format("cannot remount: {}", strerror(errno)));
+    print_error(invocation, arguments.directory,
+                fmt::format("cannot remount: {}", strerror(errno)));
     return kExitMount;
   }
   OwnedFd directory(open(arguments.directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -268,9 +270,10 @@ int remount(const Invocation& invocation, const MountArguments& arguments, const
 }
 
 std::optional<int> read_arguments(const Invocation& invocation, MountArguments& arguments) {
-  CLI::App app("Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
-               "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
-               "copy_engine=auto|hostfile|host, clone=device, and those of mount(8) for every filesystem.");
+  CLI::App app(
+      "Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
+      "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
+      "copy_engine=auto|hostfile|host, clone=device, and those of mount(8) for every filesystem.");
   app.add_option("TARGET", arguments.source, "block device or image file")->required();
   app.add_option("DIR", arguments.directory, "mount point")->required();
   app.add_option("-o,--options", arguments.options, "mount options, separated by commas")
@@ -309,7 +312,8 @@ int mount_command(const Invocation& invocation) {
   if (arguments.fake) return kExitOk;
   if (options->remount) return remount(invocation, arguments, *options);
 
-  // The server leaves its working directory, and the mount table should name the target unmistakably.
+  // The server leaves its working directory, and the mount table should name the target
+  // unmistakably.
   std::string source = resolve_mount_point(arguments.source);
   if (source.empty()) {
     print_error(invocation, arguments.source, strerror(errno));
@@ -318,7 +322,10 @@ int mount_command(const Invocation& invocation) {
   arguments.source = source;
   for (const MountEntry& entry : read_mounts()) {
     if (!entry.is_cofs() || entry.source != source) continue;
-    print_error(invocation, arguments.source, fmt::format("already mounted on {}", entry.mount_point));
+    bool is_dead = access(entry.mount_point.c_str(), F_OK) != 0 && errno == ENOTCONN;
+    print_error(invocation, arguments.source,
+                fmt::format("already mounted on {}{}", entry.mount_point,
+                            is_dead ? ", where its server died; cofs umount clears that" : ""));
     return kExitMount;
   }
   if (!arguments.foreground) return start_in_background(invocation, arguments, *options);

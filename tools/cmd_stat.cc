@@ -13,7 +13,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 std::string value_text(const std::string& name, const Json& value) {
-  if (name.ends_with("_bytes") && value.is_number_unsigned()) return size_text(value.get<uint64_t>());
+  if (name.ends_with("_bytes") && value.is_number_unsigned())
+    return size_text(value.get<uint64_t>());
   return value.is_string() ? value.get<std::string>() : value.dump();
 }
 

@@ -1,8 +1,9 @@
-// cofs umount: unmounts and waits until the server has closed the volume and is gone, so that a check or
-// another mount can follow at once.
+// cofs umount: unmounts and waits until the server has closed the volume and is gone, so that a
+// check or another mount can follow at once.
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/mount.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -60,8 +61,8 @@ int run_fusermount(const std::string& mount_point, bool lazy) {
   return child > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
-std::expected<void, std::string> detach(const std::string& mount_point, const UmountArguments& arguments,
-                                        bool dead) {
+std::expected<void, std::string> detach(const std::string& mount_point,
+                                        const UmountArguments& arguments, bool dead) {
   bool lazy = arguments.lazy || dead;
   if (geteuid() != 0) {
     int status = run_fusermount(mount_point, lazy);
@@ -74,8 +75,10 @@ std::expected<void, std::string> detach(const std::string& mount_point, const Um
   return std::unexpected(strerror(errno));
 }
 
+// statfs always asks the server; what else there is may be answered from the kernel's caches.
 bool is_dead(const std::string& mount_point) {
-  return access(mount_point.c_str(), F_OK) != 0 && errno == ENOTCONN;
+  struct statfs figures {};
+  return statfs(mount_point.c_str(), &figures) != 0 && (errno == ENOTCONN || errno == ECONNABORTED);
 }
 
 void wait_until_gone(const OwnedFd& server) {
@@ -90,8 +93,10 @@ int umount_command(const Invocation& invocation) {
   UmountArguments arguments;
   bool ignored = false;
   CLI::App app("Unmounts a cofs volume and waits until its server is gone.");
-  app.add_option("DIR", arguments.directory, "mount point (or the target that is mounted)")->required();
-  app.add_flag("-l,--lazy", arguments.lazy, "detach now, finish when it is not used any more; no waiting");
+  app.add_option("DIR", arguments.directory, "mount point (or the target that is mounted)")
+      ->required();
+  app.add_flag("-l,--lazy", arguments.lazy,
+               "detach now, finish when it is not used any more; no waiting");
   app.add_flag("-f,--force", arguments.force, "give up requests that wait for the server");
   app.add_flag("-n,-r,-v,--verbose", ignored, "accepted for umount(8)");
   if (std::optional<int> code = parse_arguments(app, invocation, kExitFailed)) return *code;

@@ -55,7 +55,8 @@ CLI::Option* add_size_option(CLI::App& app, const std::string& name, uint64_t& v
       name,
       [&value, name](const std::string& text) {
         std::optional<uint64_t> size = parse_size(text);
-        if (!size) throw CLI::ValidationError(name, "expected a size such as 64K or 10G, not " + text);
+        if (!size)
+          throw CLI::ValidationError(name, "expected a size such as 64K or 10G, not " + text);
         value = *size;
       },
       description);

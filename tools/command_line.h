@@ -1,6 +1,7 @@
 // What the subcommands of `cofs` share: their arguments, their error line, their exit codes.
 //
-// An error is one line, "cofs NAME: what: why", on stderr. Exceptions of CLI11 end in parse_arguments().
+// An error is one line, "cofs NAME: what: why", on stderr. Exceptions of CLI11 end in
+// parse_arguments().
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -17,8 +18,8 @@ namespace cofs {
 inline constexpr std::string_view kVersion = "0.1.0";
 
 inline constexpr int kExitOk = 0;
-inline constexpr int kExitFailed = 1;   // also for wrong arguments
-inline constexpr int kExitMount = 32;   // mount(8): the mount or unmount failed
+inline constexpr int kExitFailed = 1;  // also for wrong arguments
+inline constexpr int kExitMount = 32;  // mount(8): the mount or unmount failed
 // fsck(8)
 inline constexpr int kExitRepaired = 1;
 inline constexpr int kExitErrorsLeft = 4;
@@ -29,7 +30,8 @@ struct Invocation {
   std::vector<std::string> arguments;  // without the name
 };
 
-// Parses into what `app` was told to fill. Returns the exit code if the command is done with that: after
+// Parses into what `app` was told to fill. Returns the exit code if the command is done with that:
+// after
 // --help or --version (0), or with `usage_error` after telling what is wrong.
 std::optional<int> parse_arguments(CLI::App& app, const Invocation& invocation, int usage_error);
 

@@ -13,12 +13,9 @@ namespace {
 
 spdlog::level::level_enum level_of(Severity severity) {
   switch (severity) {
-    case Severity::kInfo:
-      return spdlog::level::info;
-    case Severity::kWarning:
-      return spdlog::level::warn;
-    case Severity::kError:
-      return spdlog::level::err;
+    case Severity::kInfo: return spdlog::level::info;
+    case Severity::kWarning: return spdlog::level::warn;
+    case Severity::kError: return spdlog::level::err;
   }
   return spdlog::level::err;
 }

@@ -35,12 +35,9 @@ struct Alias {
   std::string_view program;
   std::string_view subcommand;
 };
-constexpr Alias kAliases[] = {{"mkfs.cofs", "mkfs"},
-                              {"fsck.cofs", "fsck"},
-                              {"mount.cofs", "mount"},
-                              {"mount.fuse.cofs", "mount"},
-                              {"umount.cofs", "umount"},
-                              {"umount.fuse.cofs", "umount"}};
+constexpr Alias kAliases[] = {{"mkfs.cofs", "mkfs"},     {"fsck.cofs", "fsck"},
+                              {"mount.cofs", "mount"},   {"mount.fuse.cofs", "mount"},
+                              {"umount.cofs", "umount"}, {"umount.fuse.cofs", "umount"}};
 
 const Subcommand* find_subcommand(std::string_view name) {
   for (const Subcommand& subcommand : kSubcommands) {
@@ -50,7 +47,8 @@ const Subcommand* find_subcommand(std::string_view name) {
 }
 
 void print_help() {
-  fmt::print("Usage: cofs SUBCOMMAND [ARGUMENTS]\n\nA log-structured filesystem whose device copies.\n\n");
+  fmt::print(
+      "Usage: cofs SUBCOMMAND [ARGUMENTS]\n\nA log-structured filesystem whose device copies.\n\n");
   for (const Subcommand& subcommand : kSubcommands) {
     fmt::print("  {:<8} {}\n", subcommand.name, subcommand.help);
   }
@@ -60,7 +58,8 @@ void print_help() {
 int run(std::string_view program, std::vector<std::string> arguments) {
   for (const Alias& alias : kAliases) {
     if (program != alias.program) continue;
-    return find_subcommand(alias.subcommand)->run(Invocation{std::string(program), std::move(arguments)});
+    return find_subcommand(alias.subcommand)
+        ->run(Invocation{std::string(program), std::move(arguments)});
   }
   if (arguments.empty()) {
     print_help();

@@ -55,7 +55,8 @@ std::expected<std::string, std::string> MountedVolume::statistics() {
         if (errno == EAGAIN) break;
         return words_for(errno);
       }
-      if (page->length > sizeof(page->text)) return std::unexpected("the server's answer makes no sense");
+      if (page->length > sizeof(page->text))
+        return std::unexpected("the server's answer makes no sense");
       text.append(page->text, page->length);
       snapshot = page->snapshot;
       if (text.size() >= page->total || page->length == 0) return text;
@@ -67,7 +68,8 @@ std::expected<std::string, std::string> MountedVolume::statistics() {
 std::expected<int, std::string> MountedVolume::server_pid() {
   cofs_server_info info{};
   if (ioctl(fd_.get(), COFS_IOC_SERVER, &info) != 0) return words_for(errno);
-  if (info.version != COFS_IOCTL_VERSION) return std::unexpected("the server is of another version");
+  if (info.version != COFS_IOCTL_VERSION)
+    return std::unexpected("the server is of another version");
   return static_cast<int>(info.pid);
 }
 

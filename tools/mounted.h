@@ -1,4 +1,5 @@
-// The client side of the private ioctls (fs/cofs_ioctl.h), for commands that talk to a mounted volume.
+// The client side of the private ioctls (fs/cofs_ioctl.h), for commands that talk to a mounted
+// volume.
 #pragma once
 
 #include <expected>

@@ -1,5 +1,5 @@
-// The statistics of a mounted volume as JSON: made by the server, shown by `cofs stat`. The names of the
-// members are a contract with scripts (docs/man/cofs-stat).
+// The statistics of a mounted volume as JSON: made by the server, shown by `cofs stat`. The names
+// of the members are a contract with scripts.
 #pragma once
 
 #include <string>

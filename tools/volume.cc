@@ -34,8 +34,8 @@ MachineOptions MachineOptions::for_server(const std::string& path, TargetMode mo
 Machine::Machine(uint64_t arena_bytes, Journal& journal)
     : journal_(journal), buffers_(arena_bytes), clock_(monitor_) {}
 
-Result<std::unique_ptr<Machine>> Machine::open(const std::string& path, const MachineOptions& options,
-                                               Journal& journal) {
+Result<std::unique_ptr<Machine>> Machine::open(const std::string& path,
+                                               const MachineOptions& options, Journal& journal) {
   Result<OpenedTarget> target = open_target(path, options.mode, options.lock_wait);
   COFS_TRY(target);
   return open(std::move(*target), options, journal);

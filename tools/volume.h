@@ -1,8 +1,8 @@
-// Machine: a target opened with everything that a Store needs around it in production; and the opening
-// of the filesystem on it, for the commands.
+// Machine: a target opened with everything that a Store needs around it in production; and the
+// opening of the filesystem on it, for the commands.
 //
-// All functions block; they must not be called from a thread that works for the monitor. The target's
-// lock is held as long as the Machine lives.
+// All functions block; they must not be called from a thread that works for the monitor. The
+// target's lock is held as long as the Machine lives.
 #pragma once
 
 #include <chrono>
@@ -30,14 +30,14 @@ struct MachineOptions {
   static MachineOptions for_server(const std::string& path, TargetMode mode, uint64_t dirty_bytes);
 };
 
-// How long a command should wait for the target's lock: the server of a mount just undone may still be
-// closing; one that is mounted will not go away.
+// How long a command should wait for the target's lock: the server of a mount just undone may still
+// be closing; one that is mounted will not go away.
 std::chrono::milliseconds lock_wait_for(const std::string& path);
 
 class Machine {
  public:
-  static Result<std::unique_ptr<Machine>> open(const std::string& path, const MachineOptions& options,
-                                               Journal& journal);
+  static Result<std::unique_ptr<Machine>> open(const std::string& path,
+                                               const MachineOptions& options, Journal& journal);
   // For a target that was opened already.
   static Result<std::unique_ptr<Machine>> open(OpenedTarget target, const MachineOptions& options,
                                                Journal& journal);

@@ -18,7 +18,8 @@ def fio(volume, name, options, megabytes, seed, *more):
     h.run_command("fio", f"--name={name}", f"--directory={volume.mount_point}", "--rw=randwrite",
                   f"--size={megabytes}M", f"--randseed={seed}", "--verify=crc32c", "--verify_fatal=1",
                   "--serialize_overlap=1" if "libaio" in "".join(options) else "--end_fsync=1",
-                  "--group_reporting", *options, *more)
+                  "--group_reporting", *options, *more,
+                  cwd=volume.image.parent)  # where fio leaves its state files
 
 
 def test(space):

@@ -22,12 +22,6 @@ def content(seed, size):
     return random.Random(seed).randbytes(size)
 
 
-def fsync_directory(path):
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(fd)
-    os.close(fd)
-
-
 def write_file(path, flags, data):
     fd = os.open(path, os.O_WRONLY | flags, 0o644)
     try:
@@ -60,7 +54,7 @@ def perform(root, operation):
     data = content(operation["seed"], operation["size"])
     if kind == "create":
         write_file(path, os.O_CREAT | os.O_EXCL, data)
-        fsync_directory(os.path.dirname(path))
+        h.fsync_directory(os.path.dirname(path))
     elif kind == "overwrite":
         write_file(path, os.O_TRUNC, data)
     elif kind == "append":
@@ -68,13 +62,13 @@ def perform(root, operation):
     elif kind == "rename":
         target = f"{root}/{operation['target']}"
         os.rename(path, target)
-        fsync_directory(os.path.dirname(target))
+        h.fsync_directory(os.path.dirname(target))
     elif kind == "remove":
         os.unlink(path)
-        fsync_directory(os.path.dirname(path))
+        h.fsync_directory(os.path.dirname(path))
     elif kind == "directory":
         os.mkdir(path)
-        fsync_directory(os.path.dirname(path))
+        h.fsync_directory(os.path.dirname(path))
 
 
 def apply_to_model(files, directories, operation):
@@ -205,9 +199,11 @@ def test(space):
             time.sleep(0.01)
         time.sleep(space.random.uniform(0, 0.5))
         h.check(writer.poll() is None, f"the writer ended before the kill ({writer.poll()})")
+        held = os.open(volume.mount_point, os.O_RDONLY)
         volume.kill()
         h.check(writer.wait(timeout=60) == 3, "the writer did not end by an I/O error")
-        volume.clear_dead_mount()
+        volume.clear_dead_mount()  # in use as it is
+        os.close(held)
         volume.mount()
         total += check_tree(volume.mount_point, manifest) - before
     h.check(total >= 2 * rounds, f"only {total} operations in {rounds} rounds: nothing was exercised")

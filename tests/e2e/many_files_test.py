@@ -38,7 +38,7 @@ def churn(volume):
             file.write(os.urandom(3000))
         i += 1
         if i % 500 == 0:
-            os.fsync(os.open(root, os.O_RDONLY))
+            h.fsync_directory(root)
     return i
 
 

@@ -53,7 +53,7 @@ def check_database(database, committed, kills):
     h.check(count == total, f"{count} rows, {total} counted: a transaction was torn")
     found = dict(connection.execute("SELECT txn, count(*) FROM item GROUP BY txn"))
     lost = [txn for txn in committed if found.get(txn) != txn % 7 + 1]
-    h.check(not lost, f"committed transactions were lost: {lost[:10]} of {len(committed)}")
+    h.check(not lost, f"committed transactions were lost: {lost[:10]}, the last committed one is {committed[-1]}")
     wrong = connection.execute("SELECT count(*) FROM item "
                                "WHERE text NOT LIKE txn||'/'||part||' %'").fetchone()[0]
     h.check(wrong == 0, f"{wrong} rows with other contents")

@@ -70,6 +70,27 @@ TEST(CrashSweep, ExplicitSyncs) { sweep(75, false); }
 
 TEST(CrashSweep, PeriodicCommits) { sweep(25, true); }
 
+// The sweep itself: on a device that lies about flushes, or drops writes, it must find something.
+TEST(CrashSweep, FindsWhatABadDeviceDoes) {
+  for (const bool phantom : {false, true}) {
+    SweepReport report;
+    for (uint64_t seed = 1; seed <= 40 && report.violations.empty(); ++seed) {
+      SweepOptions options = options_of(seed, false);
+      const SimImage base = TestVolume::formatted(seed, options.volume);
+      if (phantom) {
+        options.volume.device.faults.phantom_write = 0.05;
+      } else {
+        options.volume.device.faults.lying_flush = 1;
+      }
+      CrashSweep sweep(seed, options, base, ModelState());
+      sweep.quiet();
+      sweep.run_random(WorkloadShape::random(seed), 30);
+      report.add(sweep.report());
+    }
+    EXPECT_FALSE(report.violations.empty()) << (phantom ? "phantom writes" : "lying flushes");
+  }
+}
+
 // The power goes and every request fails from then on: the code that is running must come to an end
 // with errors, leave nothing behind, and its image must still recover.
 TEST(CrashSweep, UnwindingAfterThePowerWent) {

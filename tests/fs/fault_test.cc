@@ -32,7 +32,6 @@ class FaultRun {
 
   SimDevice& device() { return volume_.device; }
   const ModelState& state() const { return state_; }
-  const std::vector<Operation>& done() const { return done_; }
   bool stopped() const { return stopped_; }
   // After how many operations of the device errors are excused.
   void faults_from(uint64_t n) { faults_from_ = n; }
@@ -54,6 +53,8 @@ class FaultRun {
     const bool excused = result.error && faulty() && is_fault_code(result.error->code);
     const bool was_stopped = std::exchange(stopped_, volume_.fs().store().shut_down());
     if (excused) {
+      errors_ += fmt::format("  operation {} answered: {}{}\n", done_.size() - 1,
+                             describe(*result.error), stopped_ ? " (the store has stopped)" : "");
       if (stopped_ && !was_stopped) remember_possible(operation);
       return true;
     }
@@ -96,6 +97,8 @@ class FaultRun {
     }
   }
   const std::string& wrong() const { return wrong_; }
+  // What was done and which errors it met, for messages.
+  std::string story() const { return describe(done_) + errors_; }
 
  private:
   bool faulty() const { return volume_.device.operation_count() >= faults_from_; }
@@ -177,6 +180,7 @@ class FaultRun {
   uint64_t faults_from_ = 0;
   bool stopped_ = false;
   std::string wrong_;
+  std::string errors_;
 };
 
 VolumeOptions scripted_options(bool with_copies, uint32_t node_copies) {
@@ -240,7 +244,7 @@ void fail_each_operation_once(bool with_copies, uint32_t node_copies) {
     if (run.wrong().empty()) continue;
     failures++;
     ADD_FAILURE() << "device operation " << n << " of " << count << " fails: " << run.wrong()
-                  << "\n" << describe(run.done());
+                  << "\n" << run.story();
   }
   std::printf("device operations failed: %llu, the store stopped in %llu cases\n",
               static_cast<unsigned long long>(count / stride),
@@ -264,7 +268,7 @@ std::string random_run(uint64_t seed, const SimFaults& faults, uint64_t* operati
     if (!run.step(generator.next(run.state()))) break;
   }
   if (run.wrong().empty()) run.finish();
-  return run.wrong().empty() ? "" : run.wrong() + "\n" + describe(run.done());
+  return run.wrong().empty() ? "" : run.wrong() + "\n" + run.story();
 }
 
 void random_runs(const SimFaults& faults) {

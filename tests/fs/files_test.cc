@@ -1,5 +1,7 @@
 // File data through FileSystem on a simulated device: random operations against plain strings while
 // commits, flushes and checkpoints go on beside them; then the particular promises, one by one.
+//
+// COFS_FILES_SEEDS: how many seeds of each random test (default 12); COFS_SEED: the first.
 #include "fs/files.h"
 
 #include <gtest/gtest.h>
@@ -7,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "tests/testing/test_volume.h"
@@ -15,6 +18,11 @@ namespace cofs {
 namespace {
 
 constexpr uint64_t kBlock = kBlockBytes;
+
+uint64_t number_from_environment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
+}
 
 VolumeOptions small_options(uint64_t seed) {
   VolumeOptions options;
@@ -290,14 +298,18 @@ class FilesRandom : public FilesTest {
 };
 
 TEST_F(FilesRandom, OperationsAgreeWithStrings) {
-  for (uint64_t seed = 1; seed <= 12; seed++) {
+  const uint64_t first = number_from_environment("COFS_SEED", 1);
+  const uint64_t end = first + number_from_environment("COFS_FILES_SEEDS", 12);
+  for (uint64_t seed = first; seed < end; seed++) {
     run_seed(seed, small_options(seed));
     if (HasFailure()) return;
   }
 }
 
 TEST_F(FilesRandom, OperationsAgreeWithStringsWhenMemoryIsShort) {
-  for (uint64_t seed = 101; seed <= 112; seed++) {
+  const uint64_t first = number_from_environment("COFS_SEED", 1001);
+  const uint64_t end = first + number_from_environment("COFS_FILES_SEEDS", 12);
+  for (uint64_t seed = first; seed < end; seed++) {
     VolumeOptions options = small_options(seed);
     options.fs.dirty_bytes_max = 64 * kBlock;
     options.store.dirty_nodes_max = 64;
@@ -467,6 +479,165 @@ TEST_F(FilesTest, AVeryFragmentedFileIsTruncatedInSteps) {
   EXPECT_EQ(attributes(ino).blocks, 6U);
   EXPECT_EQ(volume->verify(true), "");
   EXPECT_EQ(fs().store().space().reserved_blocks, 0U);
+}
+
+// --- Many at once, and failures ----------------------------------------------------------------
+
+// One of several writers of a file: whole stretches of a letter, each written by one request.
+Task<> write_letters(FileSystem* fs, BufferPool* pool, uint64_t ino, uint64_t seed, uint64_t* running,
+                     Result<>* first_error) {
+  SimRandom random(seed);
+  for (int i = 0; i < 40; i++) {
+    const uint64_t length = kBlock * (1 + random.below(64));
+    const std::string bytes(length, static_cast<char>('a' + random.below(26)));
+    WriteData data = WriteData::fill(*pool, kBlock * random.below(512), bytes.data(),
+                                     static_cast<uint32_t>(length));
+    auto done = co_await fs->write(ino, std::move(data), false, false);
+    if (!done && *first_error) *first_error = fail(done.error());
+  }
+  (*running)--;
+}
+
+// Each block must be one letter, or zeros: no request is seen in part within a block.
+Task<> read_letters(FileSystem* fs, uint64_t ino, uint64_t seed, uint64_t* running, uint64_t* wrong) {
+  SimRandom random(seed);
+  for (int i = 0; i < 60; i++) {
+    auto data = co_await fs->read(ino, kBlock * random.below(512), 1U << 18);
+    if (!data) continue;
+    for (uint64_t at = 0; at + kBlock <= data->length; at += kBlock) {
+      const std::byte first = data->data()[at];
+      for (uint64_t k = 0; k < kBlock; k++) *wrong += data->data()[at + k] != first ? 1 : 0;
+    }
+  }
+  (*running)--;
+}
+
+TEST_F(FilesTest, WritersWaitForMemoryAndReadersSeeWholeBlocks) {
+  VolumeOptions options = small_options(5);
+  options.fs.dirty_bytes_max = 64 * kBlock;
+  mount(5, options);
+  const uint64_t ino = create("f");
+  uint64_t running = 0;
+  uint64_t wrong = 0;
+  Result<> error;
+  for (uint64_t i = 0; i < 6; i++) {
+    running += 2;
+    spawn(volume->world.executor,
+          write_letters(&fs(), &volume->world.buffers, ino, i, &running, &error));
+    spawn(volume->world.executor, read_letters(&fs(), ino, i, &running, &wrong));
+  }
+  for (int i = 0; i < 10'000 && running > 0; i++) volume->pass(1'000'000);
+  EXPECT_EQ(running, 0U);
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_TRUE(error) << describe(error.error());
+  EXPECT_EQ(volume->verify(true), "");
+  remount();
+  EXPECT_EQ(volume->verify(true), "");
+}
+
+TEST_F(FilesTest, EverythingEndsWhenTheDeviceDies) {
+  for (uint64_t n = 1; n <= 40; n += 3) {
+    SCOPED_TRACE("power off at operation " + std::to_string(n));
+    set_current_case("files_test: power off at " + std::to_string(n));
+    VolumeOptions options = small_options(n);
+    options.fs.dirty_bytes_max = 64 * kBlock;
+    mount(n, options);
+    const uint64_t ino = create("f");
+    volume->device.power_off_at(volume->device.operation_count() + n);
+    uint64_t running = 0;
+    uint64_t wrong = 0;
+    Result<> error;
+    for (uint64_t i = 0; i < 4; i++) {
+      running += 2;
+      spawn(volume->world.executor,
+            write_letters(&fs(), &volume->world.buffers, ino, i, &running, &error));
+      spawn(volume->world.executor, read_letters(&fs(), ino, i, &running, &wrong));
+    }
+    for (int i = 0; i < 10'000 && running > 0; i++) volume->pass(1'000'000);
+    ASSERT_EQ(running, 0U);
+    EXPECT_EQ(wrong, 0U);
+    EXPECT_FALSE(error);
+    volume->abandon();
+    volume.reset();
+  }
+}
+
+// Commits again and again, so that some fall between the steps of what runs beside it.
+Task<> commit_often(FileSystem* fs, uint64_t* running) {
+  for (int i = 0; i < 20; i++) {
+    auto done = co_await fs->sync();
+    if (!done) break;
+  }
+  (*running)--;
+}
+
+TEST_F(FilesTest, ALongTruncationIsCompletedAfterACrash) {
+  const VolumeOptions options = small_options(7);
+  mount(7, options);
+  const uint64_t ino = create("f");
+  for (uint64_t i = 0; i < 1200; i++) ASSERT_TRUE(write(ino, 2 * i * kBlock, "x"));
+  ASSERT_TRUE(volume->close());
+  const SimImage image = volume->device.image();
+  uint64_t completed_at_open = 0;
+  for (uint64_t n = 1; n < 200; n++) {
+    SCOPED_TRACE("power off at operation " + std::to_string(n));
+    set_current_case("files_test: truncation, power off at " + std::to_string(n));
+    volume = std::make_unique<TestVolume>(n, image, options);
+    ASSERT_TRUE(volume->open());
+    volume->device.power_off_at(volume->device.operation_count() + n);
+    uint64_t running = 1;
+    spawn(volume->world.executor, commit_often(&fs(), &running));
+    const auto truncated = truncate(ino, 10 * kBlock);
+    while (running > 0) volume->pass(1'000'000);
+    const auto synced = volume->run(fs().sync());
+    const bool survived = truncated && synced;
+    volume->abandon();
+    const SimImage crashed = volume->device.crash_image(n, CrashMode::kRandom);
+    volume = std::make_unique<TestVolume>(n + 1000, crashed, options);
+    const auto opened = volume->open();
+    ASSERT_TRUE(opened) << describe(opened.error());
+    completed_at_open += volume->world.journal.count("completed an interrupted truncation");
+    const uint64_t size = attributes(ino).size;
+    if (survived) {
+      ASSERT_EQ(size, 10 * kBlock);
+    }
+    ASSERT_TRUE(size == 10 * kBlock || size == 2398 * kBlock + 1) << size;
+    ASSERT_EQ(attributes(ino).blocks, size == 10 * kBlock ? 5U : 1200U);
+    ASSERT_EQ(volume->verify(true), "");
+    ASSERT_TRUE(volume->close());
+    if (survived) break;
+  }
+  EXPECT_GT(completed_at_open, 0U);
+}
+
+TEST_F(FilesTest, AFullVolumeSaysSoAndIsCuredByTruncation) {
+  VolumeOptions options = small_options(11);
+  options.device_blocks = 4096;
+  options.format.segment_blocks = 64;
+  mount(11, options);
+  const uint64_t ino = create("f");
+  const std::string megabyte = random_bytes(1U << 20);
+  uint64_t written = 0;
+  Result<> last;
+  while (written < 64 && last) {
+    last = write(ino, written << 20, megabyte);
+    if (last) written++;
+  }
+  ASSERT_FALSE(last);
+  EXPECT_EQ(last.error().code, Code::kNoSpace);
+  EXPECT_GT(written, 1U);
+  sync();
+  for (uint64_t i = 0; i < written; i++) {
+    ASSERT_EQ(read(ino, i << 20, 1U << 20) == megabyte, true) << i;
+  }
+  const auto copied = volume->run(fs().copy_range(ino, 0, create("g"), 0, written << 20));
+  EXPECT_FALSE(copied);
+  ASSERT_TRUE(truncate(ino, 100));
+  ASSERT_TRUE(write(ino, 1U << 20, megabyte));
+  remount();
+  EXPECT_EQ(read(ino, 0, 100) == megabyte.substr(0, 100), true);
+  EXPECT_EQ(read(ino, 1U << 20, 1U << 20) == megabyte, true);
+  EXPECT_EQ(volume->verify(true), "");
 }
 
 }  // namespace

@@ -32,8 +32,9 @@ TEST(MountOptions, DefaultsAreThoseOfTheHeader) {
 }
 
 TEST(MountOptions, OwnOptions) {
-  MountOptions options = parsed("ro,strictatime,writeback,commit=30,nodiscard,cache=128M,dirty=1M,"
-                                "allow_other,copy_engine=hostfile,clone=device");
+  MountOptions options = parsed(
+      "ro,strictatime,writeback,commit=30,nodiscard,cache=128M,dirty=1M,"
+      "allow_other,copy_engine=hostfile,clone=device");
   EXPECT_TRUE(options.read_only);
   EXPECT_EQ(options.access_times, AccessTimes::kStrict);
   EXPECT_TRUE(options.writeback);
@@ -60,8 +61,9 @@ TEST(MountOptions, HostCopyExcludesTheOthers) {
 }
 
 TEST(MountOptions, WordsOfMountAreKeptOrDropped) {
-  MountOptions options = parsed("defaults,nodev,nosuid,_netdev,nofail,x-systemd.automount,user=me,exec,"
-                                "noatime,,comment=a\\,b");
+  MountOptions options = parsed(
+      "defaults,nodev,nosuid,_netdev,nofail,x-systemd.automount,user=me,exec,"
+      "noatime,,comment=a\\,b");
   EXPECT_EQ(options.kernel_options,
             (std::vector<std::string>{"nodev", "nosuid", "exec", "noatime"}));
   EXPECT_EQ(options.access_times, AccessTimes::kNone);
@@ -87,8 +89,8 @@ TEST(Sizes, AreParsedExactly) {
   EXPECT_EQ(parse_size("10GiB"), 10ULL << 30);
   EXPECT_EQ(parse_size("100T"), 100ULL << 40);
   EXPECT_EQ(parse_size("1.5G"), 3ULL << 29);
-  for (const char* text : {"", "K", "-1", "1X", "1.5", "1 G", "0x10", "99999999999999999999", "16777216T",
-                           "1e3K", "nan", "infG"}) {
+  for (const char* text : {"", "K", "-1", "1X", "1.5", "1 G", "0x10", "99999999999999999999",
+                           "16777216T", "1e3K", "nan", "infG"}) {
     EXPECT_EQ(parse_size(text), std::nullopt) << text;
   }
 }

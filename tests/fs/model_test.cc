@@ -103,7 +103,9 @@ class Comparison {
   bool open() { return fine("open", volume_.open()); }
   bool step(const Operation& operation) {
     done_.push_back(operation);
-    return fine(state_.check(operation, volume_.perform(operation)));
+    const OperationResult result = volume_.perform(operation);
+    if (result.error && result.error->code == Code::kNoSpace) times_full_++;
+    return fine(state_.check(operation, result));
   }
   bool same_tree() {
     auto tree = volume_.tree();
@@ -120,6 +122,7 @@ class Comparison {
     return open() && same_tree();
   }
   const ModelState& state() const { return state_; }
+  uint64_t times_full() const { return times_full_; }
 
  private:
   bool fine(const std::string& wrong) {
@@ -137,6 +140,7 @@ class Comparison {
   TestVolume volume_;
   ModelState state_;
   std::vector<Operation> done_;
+  uint64_t times_full_ = 0;
 };
 
 bool run_comparison(uint64_t seed, const VolumeOptions& options, size_t operations) {
@@ -178,6 +182,55 @@ TEST(FileSystemModel, RandomOperationsOnARoomyVolume) {
     options.device.seed = seed;
     options.store.background = true;
     if (!run_comparison(seed, options, 600)) break;
+  }
+}
+
+// Promise 4: a full volume says so, and deleting cures it, again and again.
+bool fill_and_empty(uint64_t seed) {
+  VolumeOptions options = VolumeOptions::tiny(seed);
+  options.device_blocks = std::min<uint64_t>(options.device_blocks, 3000);
+  set_current_case(fmt::format("full volume, seed {} ({})", seed, options.describe()));
+  Comparison comparison(seed, options);
+  if (!comparison.open()) return false;
+  WorkloadShape shape = WorkloadShape::random(seed);
+  shape.question_chance = 0.1;
+  shape.file_bytes_max = 4 << 20;
+  shape.write_bytes_max = 256 << 10;
+  WorkloadGenerator generator(mix64(seed, 5), shape);
+  for (int round = 0; round < 3; ++round) {
+    const uint64_t full_before = comparison.times_full();
+    for (int i = 0; i < 3000 && comparison.times_full() < full_before + 40; ++i) {
+      if (!comparison.step(generator.next(comparison.state()))) return false;
+    }
+    EXPECT_GT(comparison.times_full(), full_before) << "never full, seed " << seed;
+    if (!comparison.same_tree()) return false;
+    for (int slot = 0; slot < kSlotCount; ++slot) {
+      Operation close(OperationKind::kClose);
+      close.slot = slot;
+      if (comparison.state().slot_open(slot) && !comparison.step(close)) return false;
+    }
+    for (const std::string& path :
+         comparison.state().paths([](const ModelNode& node) { return !node.is_directory(); })) {
+      if (!comparison.step(Operation(OperationKind::kUnlink, path))) return false;
+    }
+    const uint64_t full_now = comparison.times_full();
+    if (!comparison.step(Operation(OperationKind::kSync))) return false;
+    Operation create(OperationKind::kCreate, "/cured");
+    const bool cured = comparison.step(create) &&
+                       comparison.step(write_op("/cured", 0, 1 << 20, seed)) &&
+                       comparison.times_full() == full_now;
+    EXPECT_TRUE(cured) << "deleting did not help, seed " << seed << ", round " << round;
+    if (!cured || !comparison.verify() || !comparison.remount()) return false;
+    if (!comparison.step(Operation(OperationKind::kUnlink, "/cured"))) return false;
+  }
+  return true;
+}
+
+TEST(FileSystemModel, AFullVolumeIsCuredByDeleting) {
+  const uint64_t first = number_from_environment("COFS_SEED", 1);
+  const uint64_t count = (number_from_environment("COFS_MODEL_SEEDS", 40) + 3) / 4;
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    if (!fill_and_empty(seed)) break;
   }
 }
 

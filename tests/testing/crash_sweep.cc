@@ -63,7 +63,7 @@ CrashSweep::CrashSweep(uint64_t seed, const SweepOptions& options, SimImage base
 void CrashSweep::violation(const std::string& label, const std::string& what) {
   std::string text = fmt::format("seed {}: {}\n  {}\n  {}\n{}", seed_, label, what,
                                  options_.volume.describe(), describe(done_));
-  std::fprintf(stderr, "VIOLATION %s", text.c_str());
+  if (!quiet_) std::fprintf(stderr, "VIOLATION %s", text.c_str());
   if (report_.violations.size() < kViolationsMax) report_.violations.push_back(std::move(text));
 }
 

@@ -67,6 +67,9 @@ class CrashSweep {
   // Takes images only right after each kSync and at the end, not at each moment.
   void only_after_syncs(bool on) { only_after_syncs_ = on; }
 
+  // Violations are expected: they are only collected, not printed.
+  void quiet() { quiet_ = true; }
+
   const SweepReport& report() const { return report_; }
   const ModelState& state() const { return state_; }
 
@@ -103,6 +106,7 @@ class CrashSweep {
   SimImage base_;
   ModelState state_;
   bool only_after_syncs_ = false;
+  bool quiet_ = false;
   SweepReport report_;
 
   // Of the run under way.

@@ -265,13 +265,12 @@ std::string damage_log(SimImage& image, const Superblocks& superblock, SimRandom
 
 }  // namespace
 
-std::string damage_anywhere(SimImage& image, SimRandom& random) {
+std::string damage_anywhere(SimImage& image, uint64_t count, SimRandom& random) {
   std::vector<uint64_t> written;
   image.for_each_written([&](uint64_t block, const SimPageRef&) { written.push_back(block); });
   if (written.empty()) return "";
   auto pick = [&] { return written[random.below(written.size())]; };
   std::string what;
-  const uint64_t count = random.below(3) == 0 ? random.between(2, 12) : 1;
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t block = pick();
     const uint64_t other = pick();

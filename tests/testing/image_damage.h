@@ -11,9 +11,9 @@
 
 namespace cofs {
 
-// One to a few blocks anywhere among those written: bits, sectors, zeros, swapped blocks, copies of
-// other blocks.
-std::string damage_anywhere(SimImage& image, SimRandom& random);
+// `count` blocks anywhere among those written: bits, sectors, zeros, swapped blocks, copies of other
+// blocks, blocks that are lost.
+std::string damage_anywhere(SimImage& image, uint64_t count, SimRandom& random);
 
 // Changes one field or a few bytes inside the superblock, a tree node, or a chunk of the log, and then
 // makes all checksums above it right again. "" if the structure it aimed at does not exist.

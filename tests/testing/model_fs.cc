@@ -18,6 +18,23 @@ uint64_t hash_text(std::string_view text) {
   return checksum64(std::as_bytes(std::span(text.data(), text.size())), 77);
 }
 
+// Deleting, cutting off, asking and syncing must work on a full volume too.
+bool may_lack_space(const Operation& op, const ModelState& state) {
+  switch (op.kind) {
+    case OperationKind::kUnlink:
+    case OperationKind::kRemoveDirectory:
+    case OperationKind::kClose:
+    case OperationKind::kRemoveXattr:
+    case OperationKind::kSync:
+    case OperationKind::kCheckpoint: return false;
+    case OperationKind::kTruncate: {
+      const auto found = op.slot < 0 ? state.find(op.path) : std::nullopt;
+      return !found || op.offset > state.node(*found).size;
+    }
+    default: return changes_tree(op.kind);
+  }
+}
+
 }  // namespace
 
 bool ModelNode::is_directory() const { return S_ISDIR(mode); }
@@ -175,7 +192,8 @@ std::string ModelState::check(const Operation& op, const OperationResult& result
   const std::optional<uint64_t> copied =
       result.ok() ? std::optional<uint64_t>(result.value) : std::nullopt;
   const ModelAnswer answer = after.perform(op, copied);
-  if (result.error && result.error->code == Code::kNoSpace && answer.errors.empty()) return "";
+  const bool full = result.error && result.error->code == Code::kNoSpace;
+  if (full && answer.errors.empty() && may_lack_space(op, *this)) return "";
   std::string wrong = mismatch(op, answer, result);
   if (wrong.empty() && result.ok()) *this = std::move(after);
   return wrong;

@@ -79,7 +79,8 @@ class ModelState {
   ModelAnswer perform(const Operation& operation, std::optional<uint64_t> copied = std::nullopt);
 
   // perform() on a copy, compared with what the filesystem answered. Takes over the new state if the
-  // operation succeeded there. "" or one line saying what is wrong. kNoSpace is always allowed.
+  // operation succeeded there. "" or one line saying what is wrong. kNoSpace is allowed, but not to
+  // what frees space or only asks.
   std::string check(const Operation& operation, const OperationResult& result);
 
   // The states that a copy of `bytes` may be caught in on its way: after each block boundary.

@@ -48,12 +48,13 @@ ModelAnswer ModelState::make(const Operation& op) {
   answer.errors = place.errors;
   if (!answer.errors.empty()) return answer;
   if (place.node) {
-    // Not exclusive: what has the name is returned, and the caller looks at its type; but no directory.
+    // Not exclusive: a regular file is returned as it is.
     const bool may_exist = op.kind == OperationKind::kCreate && (op.flags & 1) != 0;
-    if (!may_exist) {
-      answer.errors = {Code::kExists};
-    } else if (node(*place.node).is_directory()) {
+    const ModelNode& there = node(*place.node);
+    if (may_exist && there.is_directory()) {
       answer.errors = {Code::kIsDirectory};
+    } else if (!may_exist || !there.is_regular()) {
+      answer.errors = {Code::kExists};
     }
     return answer;
   }

@@ -32,7 +32,7 @@ extern "C" void print_current_case(int signal_number) {
 
 void set_current_case(const std::string& text) {
   static const bool installed = [] {
-    for (const int number : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE}) {
+    for (const int number : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGTERM}) {
       std::signal(number, print_current_case);
     }
     return true;
@@ -47,7 +47,7 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
   SimRandom random(mix64(seed, 0x71));
   VolumeOptions options;
   options.format.segment_blocks = 16U << random.below(3);
-  options.device_blocks = 64 + options.format.segment_blocks * random.between(48, 96);
+  options.device_blocks = 1024 + options.format.segment_blocks * random.between(24, 64);
   options.format.node_bytes = 4096;
   options.format.metadata_copies = 1 + static_cast<uint32_t>(random.below(2));
   options.format.log_limit_blocks = random.between(16, 128);

@@ -171,7 +171,7 @@ class Inspector {
   template <class T>
   bool answered(const Result<T>& result) {
     report_.answers++;
-    if (!result) report_.errors++;
+    if (!result && result.error().code != Code::kNoSuchOffset) report_.errors++;
     return result.has_value();
   }
   void wrong(const Suspect& at, const std::string& what) {
