@@ -63,6 +63,9 @@ Task<Result<>> Store::Impl::collect_and_apply() {
     // The client gave this data away; it can't be kept in order with what comes later.
     if (!shut_down) fail_store(applied.error(), "data could not be placed");
     log_payload.reset();
+    for (const Transaction::State::Op& op : data.state_->ops) {
+      if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, applied);
+    }
     co_return applied;
   }
   Transaction inodes(store, Mutex::Guard(), Reservation());

@@ -58,23 +58,31 @@ Task<> read_piece_for(Store::Impl* store, ReadPiece* piece, WaitGroup* group) {
 }  // namespace
 
 Task<Result<std::optional<std::vector<std::byte>>>> Store::get(Key key) {
+  auto readable = impl_->check_readable();
+  COFS_CO_TRY(readable);
   auto value = co_await impl_->tree.get(key);
   co_return value;
 }
 
 Task<Result<std::optional<TreeEntry>>> Store::first_at_or_after(Key from, Key to) {
+  auto readable = impl_->check_readable();
+  COFS_CO_TRY(readable);
   auto entry = co_await impl_->tree.first_at_or_after(from, to);
   co_return entry;
 }
 
 Task<Result<>> Store::scan(Key from, Key to, uint64_t limit,
                            std::function<bool(const Key&, Bytes)> visit) {
+  auto readable = impl_->check_readable();
+  COFS_CO_TRY(readable);
   auto result = co_await impl_->tree.scan(from, to, limit, std::move(visit));
   co_return result;
 }
 
 Task<Result<std::vector<Mapping>>> Store::map_range(uint64_t ino, uint64_t file_block,
                                                     uint64_t count, uint64_t limit) {
+  auto readable = impl_->check_readable();
+  COFS_CO_TRY(readable);
   std::vector<Mapping> mappings;
   const uint64_t end = file_block + count;
   uint64_t next = file_block;  // everything before has been answered (see mapper.cc on overlaps)

@@ -104,6 +104,11 @@ Result<> Store::Impl::check_writable() const {
   return {};
 }
 
+Result<> Store::Impl::check_readable() const {
+  if (half_applied) return fail(Code::kShutdown, "the filesystem stopped in the middle of a change");
+  return {};
+}
+
 void Store::Impl::fail_store(const Error& error, const char* what) {
   if (!shut_down) {
     env.journal.write(Severity::kError, std::string("filesystem stopped (read-only from now on): ") +

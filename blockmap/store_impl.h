@@ -118,6 +118,7 @@ struct Store::Impl {
 
   Mutex apply_lock;
   bool shut_down = false;
+  bool half_applied = false;  // a transaction failed in its middle: the tree in memory is no truth
   bool replaying = false;
 
   // Counters that checkpoints keep.
@@ -184,6 +185,7 @@ struct Store::Impl {
 
   // store.cc
   Result<> check_writable() const;
+  Result<> check_readable() const;
   void fail_store(const Error& error, const char* what);
   Task<> background();
   void kick_background();

@@ -156,6 +156,7 @@ Task<Result<>> Store::Impl::apply(Transaction::State& state, bool into_log) {
   }
   close_open_chunk();
   if (!result) {
+    half_applied = true;
     fail_store(result.error(), "a change could not be completed");
     co_return fail(Code::kShutdown, "a change could not be completed");
   }

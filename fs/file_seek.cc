@@ -1,7 +1,7 @@
 // SEEK_DATA and SEEK_HOLE: data is what is in memory or mapped and written; the rest is holes. Exact to
 // the block; inline data is data from 0 to the size.
 //
-// Memory is noted before the tree is asked: data that a flush moves meanwhile is then seen at least once.
+// Memory is noted before the tree is asked, so data that a flush moves meanwhile is seen at least once.
 
 #include <algorithm>
 #include <utility>

@@ -77,6 +77,7 @@ void Files::Impl::make_blocks(Inode& inode, Reservation space) {
   std::memset(block + bytes, 0, kBlockBytes - bytes);
   inode.flags &= ~ondisk::kInodeInline;
   inode.inline_data.clear();
+  DataChange change(*this, inode);
   add_edges(inode, &edges, std::move(space));
   inodes.mark_dirty(inode);
 }
@@ -112,7 +113,6 @@ Task<Result<>> Files::Impl::to_block_form(Inode& inode) {
 }
 
 void Files::Impl::add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space) {
-  DataChange change(*this, inode);
   for (EdgeBlock& edge : *edges) {
     FileData::Run run;
     run.count = 1;

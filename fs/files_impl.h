@@ -28,7 +28,7 @@ inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two tr
 inline constexpr uint64_t kCopyBatchExtents = 256;
 inline constexpr uint64_t kHostCopyBytesMax = 8ULL << 20;  // of one copy_range without the engine
 inline constexpr uint64_t kDrainPollNs = 200'000;
-inline constexpr uint64_t kWatchNs = 20'000'000;        // how often waiters look whether the store failed
+inline constexpr uint64_t kWatchNs = 20'000'000;        // between looks whether the store failed
 inline constexpr uint64_t kOutsideBlocks = 16;          // more than this is copied or hashed outside
 
 static_assert(kFileBlocksMax == (kFileBytesMax >> kBlockShift) + 1);
@@ -103,7 +103,8 @@ struct Files::Impl {
   bool move_inline(Inode& inode);
   // Exclusive lock: see to it that the data is in block form; with a BlockHold it stays so.
   Task<Result<>> to_block_form(Inode& inode);
-  // Applying: adds prepared blocks; `space` covers them. The caller trims the reservation at the end.
+  // Applying: adds prepared blocks; `space` covers them. The caller has a DataChange (two, nested, would
+  // count the blocks twice) and trims the reservation at the end.
   void add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space);
   void mark_data_changed(Inode& inode) {
     mark_changed(inode, environment.clock.wall(), true);

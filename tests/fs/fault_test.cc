@@ -307,5 +307,45 @@ TEST(Faults, CopiesFailInAllWaysThatAreReported) {
   random_runs(faults);
 }
 
+// A device that says it copied and did not: whatever is read is right or an error.
+TEST(Faults, CopiesThatAreSilentlyWrongAreNeverReadAsData) {
+  uint64_t errors = 0;
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    VolumeOptions options = scripted_options(true, 1);
+    options.device.seed = seed;
+    TestVolume volume(seed, TestVolume::formatted(seed, options), options);
+    ASSERT_TRUE(volume.open());
+    SimFaults faults;
+    faults.copy_silent_wrong = 0.5;
+    volume.device.set_faults(faults);
+    ModelState state;
+    Operation write(OperationKind::kWrite, "/a");
+    write.length = 200'000;
+    write.seed = seed;
+    Operation copy(OperationKind::kCopyRange, "/a", "/b");
+    copy.length = write.length;
+    for (const Operation& operation :
+         {Operation(OperationKind::kCreate, "/a"), Operation(OperationKind::kCreate, "/b"), write,
+          Operation(OperationKind::kSync), copy, Operation(OperationKind::kSync)}) {
+      ASSERT_EQ(state.check(operation, volume.perform(operation)), "") << "seed " << seed;
+    }
+    for (uint64_t offset = 0; offset < write.length; offset += kBlockBytes) {
+      Operation read(OperationKind::kRead, "/b");
+      read.offset = offset;
+      read.length = kBlockBytes;
+      const OperationResult result = volume.perform(read);
+      if (result.error) {
+        EXPECT_EQ(result.error->code, Code::kChecksum) << "seed " << seed;
+        errors++;
+      } else {
+        ASSERT_EQ(state.check(read, result), "") << "seed " << seed;
+      }
+    }
+    EXPECT_TRUE(volume.close());
+  }
+  EXPECT_GT(errors, 0U);
+  std::printf("blocks refused: %llu\n", static_cast<unsigned long long>(errors));
+}
+
 }  // namespace
 }  // namespace cofs

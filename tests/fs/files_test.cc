@@ -563,8 +563,11 @@ TEST_F(FilesTest, EverythingEndsWhenTheDeviceDies) {
 }
 
 // Commits again and again, so that some fall between the steps of what runs beside it.
-Task<> commit_often(FileSystem* fs, uint64_t* running) {
-  for (int i = 0; i < 20; i++) {
+Task<> commit_often(FileSystem* fs, const bool* stop, uint64_t* running) {
+  while (!*stop) {
+    TimerRequest timer;
+    timer.due_ns = fs->environment().clock.monotonic_ns() + 20'000;
+    co_await sleep_until(fs->environment().clock, timer);
     auto done = co_await fs->sync();
     if (!done) break;
   }
@@ -572,7 +575,9 @@ Task<> commit_often(FileSystem* fs, uint64_t* running) {
 }
 
 TEST_F(FilesTest, ALongTruncationIsCompletedAfterACrash) {
-  const VolumeOptions options = small_options(7);
+  VolumeOptions options = small_options(7);
+  options.format.node_bytes = 4096;
+  options.store.cache_bytes = 32 * kBlock;  // steps wait for the device
   mount(7, options);
   const uint64_t ino = create("f");
   for (uint64_t i = 0; i < 1200; i++) ASSERT_TRUE(write(ino, 2 * i * kBlock, "x"));
@@ -586,8 +591,10 @@ TEST_F(FilesTest, ALongTruncationIsCompletedAfterACrash) {
     ASSERT_TRUE(volume->open());
     volume->device.power_off_at(volume->device.operation_count() + n);
     uint64_t running = 1;
-    spawn(volume->world.executor, commit_often(&fs(), &running));
+    bool stop = false;
+    spawn(volume->world.executor, commit_often(&fs(), &stop, &running));
     const auto truncated = truncate(ino, 10 * kBlock);
+    stop = true;
     while (running > 0) volume->pass(1'000'000);
     const auto synced = volume->run(fs().sync());
     const bool survived = truncated && synced;

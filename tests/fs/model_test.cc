@@ -103,6 +103,8 @@ class Comparison {
   bool open() { return fine("open", volume_.open()); }
   bool step(const Operation& operation) {
     done_.push_back(operation);
+    set_current_case(fmt::format("seed {} ({}), operation {}: {}", seed_, options_.describe(),
+                                 done_.size() - 1, describe(operation)));
     const OperationResult result = volume_.perform(operation);
     if (result.error && result.error->code == Code::kNoSpace) times_full_++;
     return fine(state_.check(operation, result));
@@ -199,7 +201,19 @@ bool fill_and_empty(uint64_t seed) {
   WorkloadGenerator generator(mix64(seed, 5), shape);
   for (int round = 0; round < 3; ++round) {
     const uint64_t full_before = comparison.times_full();
-    for (int i = 0; i < 3000 && comparison.times_full() < full_before + 40; ++i) {
+    for (int i = 0; i < 300; ++i) {
+      if (!comparison.step(generator.next(comparison.state()))) return false;
+    }
+    // The rest of the space, then more of everything with none left.
+    for (uint64_t i = 0; i < 400 && comparison.times_full() < full_before + 3; ++i) {
+      const std::string path = fmt::format("/fill{}", i / 4);
+      Operation create(OperationKind::kCreate, path);
+      create.flags = 1;
+      if (!comparison.step(create)) return false;
+      if (!comparison.state().find(path)) continue;
+      if (!comparison.step(write_op(path.c_str(), i % 4 << 18, 1 << 18, i + 1))) return false;
+    }
+    for (int i = 0; i < 100; ++i) {
       if (!comparison.step(generator.next(comparison.state()))) return false;
     }
     EXPECT_GT(comparison.times_full(), full_before) << "never full, seed " << seed;

@@ -214,6 +214,13 @@ std::vector<std::string> ModelState::paths(bool (*wanted)(const ModelNode&)) con
   return found;
 }
 
+ModelState ModelState::subtree(uint32_t directory) const {
+  ModelState tree = *this;
+  tree.close_all();
+  tree.nodes_[kRoot] = nodes_.at(directory);
+  return tree;
+}
+
 uint64_t ModelState::hash_below(uint32_t number) const {
   uint64_t hash = node(number).content_hash();
   for (const auto& [name, child] : node(number).entries) {

@@ -98,6 +98,9 @@ class ModelState {
   // All paths below the root, of the kind that `wanted` accepts.
   std::vector<std::string> paths(bool (*wanted)(const ModelNode&)) const;
 
+  // What lies below a directory, as a tree of its own.
+  ModelState subtree(uint32_t directory) const;
+
   // For building a state out of a tree that was read.
   uint32_t add(ModelNode node);
   ModelNode& edit(uint32_t number);

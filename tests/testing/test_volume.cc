@@ -206,6 +206,18 @@ void TestVolume::drive(const bool& done) {
 void TestVolume::hang(const char* what) {
   std::fprintf(stderr, "test volume (seed %llu): %s; %s\n",
                static_cast<unsigned long long>(world.seed), what, options_.describe().c_str());
+  if (fs_ != nullptr) {
+    const SpaceReport space = fs_->store().space();
+    const StoreCounters& counters = fs_->store().counters();
+    std::fprintf(stderr, "%s\n",
+                 fmt::format("  commits {}, checkpoints {}, log bytes {}, node bytes {}; available {}, "
+                             "free {}, live data {}, nodes {}, reserved {}, dead {}, free segments {}",
+                             counters.commits, counters.checkpoints, counters.log_bytes,
+                             counters.node_bytes, space.available_blocks, space.free_blocks,
+                             space.live_data_blocks, space.node_blocks, space.reserved_blocks,
+                             space.dead_blocks, space.free_segments)
+                     .c_str());
+  }
   for (const SimJournal::Line& line : world.journal.lines()) {
     std::fprintf(stderr, "  journal: %s\n", line.text.c_str());
   }
