@@ -44,7 +44,11 @@ Task<Result<>> Store::Impl::collect_and_apply() {
       record_bytes += inode_bytes;
       if (!log_payload_fits(blocks, record_bytes)) {
         auto advanced = co_await advance_log();
-        COFS_CO_TRY(advanced);
+        if (!advanced) {
+          fail_store(advanced.error(), "the log could not be continued");
+          give_back(*data.state_, advanced.error());
+          co_return advanced;
+        }
       }
       if (log_payload_fits(blocks, record_bytes)) {
         const OpenSegment& log = streams[static_cast<size_t>(ondisk::Stream::kLog)];
@@ -62,17 +66,31 @@ Task<Result<>> Store::Impl::collect_and_apply() {
   if (!applied) {
     // The client gave this data away; it can't be kept in order with what comes later.
     if (!shut_down) fail_store(applied.error(), "data could not be placed");
-    log_payload.reset();
-    for (const Transaction::State::Op& op : data.state_->ops) {
-      if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, applied);
-    }
+    drop_log_payload(applied.error());
+    give_back(*data.state_, applied.error());
     co_return applied;
   }
   Transaction inodes(store, Mutex::Guard(), Reservation());
   client->collect_inodes(inodes);
   applied = co_await apply(*inodes.state_, false);
-  if (!applied && !shut_down) fail_store(applied.error(), "inodes could not be recorded");
+  if (!applied) {
+    if (!shut_down) fail_store(applied.error(), "inodes could not be recorded");
+    drop_log_payload(applied.error());
+  }
   co_return applied;
+}
+
+// The store has failed: whoever gave the data hears that it will not be written.
+void Store::Impl::give_back(const Transaction::State& data, const Error& error) {
+  for (const Transaction::State::Op& op : data.ops) {
+    if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, fail(error));
+  }
+}
+
+void Store::Impl::drop_log_payload(const Error& error) {
+  if (!log_payload) return;
+  finish_tickets(log_payload->tickets, fail(error));
+  log_payload.reset();
 }
 
 Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
@@ -92,14 +110,20 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
   auto collected = co_await collect_and_apply();
   COFS_CO_TRY(collected);
   if (freeze != nullptr) {
+    // Cleaning can wait for another checkpoint; what was collected for this commit can't.
     auto cleaned = co_await clean_node_segments();
-    COFS_CO_TRY(cleaned);
+    if (!cleaned) {
+      env.journal.write(Severity::kWarning,
+                        "node segments could not be cleaned: " + describe(cleaned.error()));
+    }
   }
   std::vector<LogChunk> chunks;
   bool any = false;
   auto composed = co_await compose_log(&chunks, &any);
   if (!composed) {
     fail_store(composed.error(), "the log could not be continued");
+    drop_log_payload(composed.error());
+    for (LogChunk& chunk : chunks) finish_tickets(chunk.tickets, composed);
     co_return composed;
   }
   const uint64_t this_commit = commit_number;
@@ -107,6 +131,7 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
     auto frozen = co_await freeze_tree(freeze);
     if (!frozen) {
       if (!shut_down) fail_store(frozen.error(), "a checkpoint could not be prepared");
+      for (LogChunk& chunk : chunks) finish_tickets(chunk.tickets, frozen);
       co_return frozen;
     }
   }

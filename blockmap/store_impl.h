@@ -235,6 +235,8 @@ struct Store::Impl {
   // commit.cc
   Task<Result<>> run_commit(FrozenState* freeze);
   Task<Result<>> collect_and_apply();
+  void give_back(const Transaction::State& data, const Error& error);
+  void drop_log_payload(const Error& error);
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
   void release_segments();
   Task<> discard_segments(std::vector<uint64_t> released);

@@ -71,12 +71,13 @@ class Mutex {
   std::deque<std::coroutine_handle<>> waiters_;
 };
 
-// Many sharers or one owner; arrivals queue fairly, so neither kind starves.
+// Many sharers or one owner; arrivals queue fairly, so neither kind starves. There is one in every
+// inode in memory, so the queue is linked through the waiting frames and an idle one is small.
 class SharedMutex {
  public:
   explicit SharedMutex(Executor& executor) : executor_(executor) {}
   SharedMutex(const SharedMutex&) = delete;
-  ~SharedMutex() { COFS_ASSERT(waiters_.empty()); }
+  ~SharedMutex() { COFS_ASSERT(first_ == nullptr); }
 
   class Guard {
    public:
@@ -103,25 +104,26 @@ class SharedMutex {
     bool exclusive_ = false;
   };
 
+  // Lives in the frame that awaits it, and stays there until it is resumed.
   struct Awaiter {
     SharedMutex& mutex;
     bool exclusive;
-    bool await_ready() { return mutex.waiters_.empty() && mutex.try_enter(exclusive); }
+    std::coroutine_handle<> handle{};
+    Awaiter* next = nullptr;
+
+    bool await_ready() { return mutex.first_ == nullptr && mutex.try_enter(exclusive); }
     void await_suspend(std::coroutine_handle<> awaiter) {
-      mutex.waiters_.push_back(Waiter{awaiter, exclusive});
+      handle = awaiter;
+      (mutex.first_ == nullptr ? mutex.first_ : mutex.last_->next) = this;
+      mutex.last_ = this;
     }
     Guard await_resume() { return Guard(&mutex, exclusive); }
   };
   Awaiter lock_shared() { return Awaiter{*this, false}; }
   Awaiter lock_exclusive() { return Awaiter{*this, true}; }
-  bool idle() const { return sharers_ == 0 && !owned_ && waiters_.empty(); }
+  bool idle() const { return sharers_ == 0 && !owned_ && first_ == nullptr; }
 
  private:
-  struct Waiter {
-    std::coroutine_handle<> handle;
-    bool exclusive;
-  };
-
   bool try_enter(bool exclusive) {
     if (owned_ || (exclusive && sharers_ != 0)) return false;
     if (exclusive) {
@@ -137,16 +139,18 @@ class SharedMutex {
     } else {
       sharers_--;
     }
-    while (!waiters_.empty() && try_enter(waiters_.front().exclusive)) {
-      executor_.post(waiters_.front().handle);
-      waiters_.pop_front();
+    while (first_ != nullptr && try_enter(first_->exclusive)) {
+      Awaiter* waiter = first_;
+      first_ = waiter->next;
+      executor_.post(waiter->handle);
     }
   }
 
   Executor& executor_;
   uint64_t sharers_ = 0;
   bool owned_ = false;
-  std::deque<Waiter> waiters_;
+  Awaiter* first_ = nullptr;  // the queue
+  Awaiter* last_ = nullptr;   // valid while first_ is set
 };
 
 // Wakes everybody who waits. A waiter re-checks its condition: `while (!ready) co_await event.wait();`

@@ -49,6 +49,9 @@ class FaultRun {
 
   bool step(const Operation& operation) {
     done_.push_back(operation);
+    set_current_case(fmt::format("world seed {}, faults from {}, operation {}: {}",
+                                 volume_.world.seed, faults_from_, done_.size() - 1,
+                                 describe(operation)));
     const OperationResult result = volume_.perform(operation);
     const bool excused = result.error && faulty() && is_fault_code(result.error->code);
     const bool was_stopped = std::exchange(stopped_, volume_.fs().store().shut_down());
@@ -255,14 +258,17 @@ TEST(Faults, EachDeviceOperationFailsOnce) { fail_each_operation_once(false, 1);
 TEST(Faults, EachDeviceOperationFailsOnceWithTwoNodeCopies) { fail_each_operation_once(false, 2); }
 TEST(Faults, EachDeviceOperationFailsOnceWithDeviceCopies) { fail_each_operation_once(true, 2); }
 
-std::string random_run(uint64_t seed, const SimFaults& faults, uint64_t* operations) {
+std::string random_run(uint64_t seed, const SimFaults& faults, bool many_checkpoints,
+                       uint64_t* operations) {
   VolumeOptions options = VolumeOptions::tiny(seed);
   options.device.counted = kCountAll;
   const SimImage image = TestVolume::formatted(seed, options);
   FaultRun run(seed, options, image, ModelState());
   if (!run.open()) return run.wrong();
   run.device().set_faults(faults);
-  WorkloadGenerator generator(mix64(seed, 4), WorkloadShape::random(seed));
+  WorkloadShape shape = WorkloadShape::random(seed);
+  if (many_checkpoints) shape.checkpoint_chance = 0.3;
+  WorkloadGenerator generator(mix64(seed, 4), shape);
   for (int i = 0; i < 120 && !run.stopped(); ++i) {
     (*operations)++;
     if (!run.step(generator.next(run.state()))) break;
@@ -271,13 +277,13 @@ std::string random_run(uint64_t seed, const SimFaults& faults, uint64_t* operati
   return run.wrong().empty() ? "" : run.wrong() + "\n" + run.story();
 }
 
-void random_runs(const SimFaults& faults) {
+void random_runs(const SimFaults& faults, bool many_checkpoints = false) {
   const uint64_t first = number_from_environment("COFS_SEED", 1);
   const uint64_t count = number_from_environment("COFS_FAULT_SEEDS", 60);
   uint64_t operations = 0;
   for (uint64_t seed = first; seed < first + count; ++seed) {
     set_current_case(fmt::format("random faults, seed {}", seed));
-    const std::string wrong = random_run(seed, faults, &operations);
+    const std::string wrong = random_run(seed, faults, many_checkpoints, &operations);
     ASSERT_EQ(wrong, "") << "seed " << seed;
   }
   std::printf("seeds %llu to %llu, %llu operations\n", static_cast<unsigned long long>(first),
@@ -289,6 +295,12 @@ TEST(Faults, RandomReadErrors) {
   SimFaults faults;
   faults.read_error = 0.03;
   random_runs(faults);
+}
+
+TEST(Faults, RandomReadErrorsAroundCheckpoints) {
+  SimFaults faults;
+  faults.read_error = 0.1;
+  random_runs(faults, true);
 }
 
 TEST(Faults, RandomWriteAndFlushErrors) {

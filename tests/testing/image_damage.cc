@@ -275,18 +275,18 @@ std::string damage_anywhere(SimImage& image, uint64_t count, SimRandom& random) 
     const uint64_t block = pick();
     const uint64_t other = pick();
     const SimPageRef page = image.materialise(block);
-    switch (random.below(7)) {
+    switch (random.below(count == 1 ? 6 : 7)) {  // the last kind damages two
       case 0: image.damage(block, SimDamage::kBit, random.next()); break;
       case 1: image.damage(block, SimDamage::kSector, random.next()); break;
       case 2: image.damage(block, SimDamage::kBlock, random.next()); break;
       case 3: image.damage(block, SimDamage::kZero, random.next()); break;
-      case 4:
+      case 4: image.set_page(block, image.materialise(other)); break;
+      case 5: image.set_page(block, nullptr); break;
+      default:
         image.set_page(block, image.materialise(other));
         image.set_page(other, page);
         what += fmt::format("swapped {} and {}; ", block, other);
         continue;
-      case 5: image.set_page(block, image.materialise(other)); break;
-      default: image.set_page(block, nullptr);
     }
     what += fmt::format("block {}; ", block);
   }
