@@ -261,7 +261,9 @@ Task<Result<>> Store::Impl::write_superblock(VolumeState state) {
   BufferRef buffer = env.buffers.allocate(1);
   encode_superblock(geometry, state, std::span(buffer->data(), kBlockBytes));
   const std::vector<MemoryPiece> memory = {MemoryPiece{buffer->data(), 1}};
-  for (int written_copies = 0; written_copies < 2; written_copies++) {
+  // A closed volume has no older copy left: one would bring back an older tree, if the others were lost.
+  const int copies = state.clean ? kSuperblockCopies : 2;
+  for (int written_copies = 0; written_copies < copies; written_copies++) {
     BlockRange range;
     range.start = geometry.superblock_block(superblock_slot);
     range.count = 1;

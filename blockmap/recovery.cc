@@ -413,6 +413,27 @@ Task<Result<>> Store::Impl::resume_streams() {
   co_return Result<>();
 }
 
+// Numbers that are handed out must never have been in use: the tree says which are.
+Task<Result<>> Store::Impl::check_counters() {
+  const Key last_file(ondisk::KeySpace::kFiles, UINT64_MAX, static_cast<ondisk::KeyType>(UINT8_MAX),
+                      UINT64_MAX, UINT16_MAX);
+  auto inode = co_await tree.last_at_or_before(Key::inode(0), last_file);
+  COFS_CO_TRY(inode);
+  if (inode->has_value() && (*inode)->key.id >= next_inode) {
+    co_return fail(Code::kCorrupt, "superblock: the next inode number is in use", next_inode);
+  }
+  auto mapped = co_await tree.last_at_or_before(Key::vmap(0), Key::vmap(UINT64_MAX));
+  COFS_CO_TRY(mapped);
+  if (!mapped->has_value()) co_return Result<>();
+  auto vmap = parse_vmap((*mapped)->value, geometry);
+  COFS_CO_TRY(vmap);
+  if ((*mapped)->key.id >= next_virtual ||
+      vmap->checksums.size() > next_virtual - (*mapped)->key.id) {
+    co_return fail(Code::kCorrupt, "superblock: the next virtual block is in use", next_virtual);
+  }
+  co_return Result<>();
+}
+
 // From here on chunks carry a new epoch: a superblock must say so before the first of them.
 Task<Result<>> Store::Impl::begin_mount() {
   const bool clean = volume.clean;
@@ -464,6 +485,7 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
   } else {
     opened = co_await impl.recover();
   }
+  if (opened) opened = co_await impl.check_counters();
   if (opened && !options.read_only) opened = co_await impl.begin_mount();
   if (!opened) {
     impl.shut_down = true;

@@ -263,6 +263,7 @@ struct Store::Impl {
   Task<Result<>> verify_commit(const std::vector<std::byte>* records, bool* intact);
   Task<Result<>> seal_leftovers();
   Task<Result<>> resume_streams();
+  Task<Result<>> check_counters();
   Task<Result<>> begin_mount();
 
   // space.cc
