@@ -33,8 +33,10 @@ VolumeState Store::Impl::current_state() const {
   state.log.segment = log.segment;
   state.log.block = log.open ? log.next_block : 0;
   state.log.generation = log.generation;
-  state.log.next_segment = log_next_segment;
-  state.log.next_generation = log_next_generation;
+  state.log.next_segment = log_next.segment;
+  state.log.next_generation = log_next.generation;
+  state.log.after_segment = log_after.segment;
+  state.log.after_generation = log_after.generation;
   state.free_segments = segments.free_count();
   state.node_segments = segments.node_segments();
   state.live_data_blocks = live_data_blocks;
@@ -163,7 +165,8 @@ Task<Result<>> Store::Impl::release_log_chain() {
   std::vector<uint64_t> chain;
   chain.swap(log_chain);
   for (uint64_t segment : chain) {
-    if ((log.open && segment == log.segment) || (log_next_ready && segment == log_next_segment)) {
+    if ((log.open && segment == log.segment) || (log_next.ready && segment == log_next.segment) ||
+        (log_after.ready && segment == log_after.segment)) {
       log_chain.push_back(segment);
       continue;
     }

@@ -14,7 +14,7 @@ constexpr size_t kLog = static_cast<size_t>(ondisk::Stream::kLog);
 
 }  // namespace
 
-// Makes sure there is a log segment and that its successor is known.
+// Makes sure there is a log segment and that its two successors are known.
 Task<Result<>> Store::Impl::prepare_log() {
   OpenSegment& log = streams[kLog];
   if (!log.open) {
@@ -23,32 +23,42 @@ Task<Result<>> Store::Impl::prepare_log() {
     segments.pin(log.segment);
     log_chain.push_back(log.segment);
   }
-  if (!log_next_ready) {
-    auto next = co_await segments.open_free(ondisk::Stream::kLog, next_virtual);
-    COFS_CO_TRY(next);
-    auto state = co_await segments.load(*next);
-    COFS_CO_TRY(state);
-    log_next_segment = *next;
-    log_next_generation = (*state)->generation;
-    log_next_ready = true;
-    segments.pin(*next);
-    log_chain.push_back(*next);
-    RecordWriter(pending_records)
-        .open_segment(*next, log_next_generation, ondisk::Stream::kLog, next_virtual);
+  if (!log_next.ready) {
+    auto reserved = co_await reserve_successor(&log_next);
+    COFS_CO_TRY(reserved);
+  }
+  if (!log_after.ready) {
+    auto reserved = co_await reserve_successor(&log_after);
+    COFS_CO_TRY(reserved);
   }
   co_return Result<>();
 }
 
+Task<Result<>> Store::Impl::reserve_successor(LogSuccessor* successor) {
+  auto segment = co_await segments.open_free(ondisk::Stream::kLog, next_virtual);
+  COFS_CO_TRY(segment);
+  auto state = co_await segments.load(*segment);
+  COFS_CO_TRY(state);
+  successor->segment = *segment;
+  successor->generation = (*state)->generation;
+  successor->ready = true;
+  segments.pin(*segment);
+  log_chain.push_back(*segment);
+  RecordWriter(pending_records)
+      .open_segment(*segment, successor->generation, ondisk::Stream::kLog, next_virtual);
+  co_return Result<>();
+}
+
 Task<Result<>> Store::Impl::advance_log() {
-  COFS_ASSERT(log_next_ready);
+  COFS_ASSERT(log_next.ready);
   auto sealed = co_await seal_stream(ondisk::Stream::kLog);
   COFS_CO_TRY(sealed);
   OpenSegment& log = streams[kLog];
   log.open = true;
-  log.segment = log_next_segment;
-  log.generation = log_next_generation;
+  log.segment = log_next.segment;
+  log.generation = log_next.generation;
   log.next_block = 1;
-  log_next_ready = false;
+  log_next = std::exchange(log_after, LogSuccessor());
   auto prepared = co_await prepare_log();
   co_return prepared;
 }
@@ -112,8 +122,10 @@ Task<Result<>> Store::Impl::compose_log(std::vector<LogChunk>* chunks, bool* any
     header.watermark = durable_commit;
     header.segment = log.segment;
     header.generation = log.generation;
-    header.next_segment = log_next_segment;
-    header.next_generation = log_next_generation;
+    header.next_segment = log_next.segment;
+    header.next_generation = log_next.generation;
+    header.after_segment = log_after.segment;
+    header.after_generation = log_after.generation;
     header.payload_blocks = payload ? payload->payload_blocks : 0;
     header.stream = static_cast<uint8_t>(ondisk::Stream::kLog);
     header.flags = taken + n == records.size() ? ondisk::kChunkCommitEnd : uint8_t{0};

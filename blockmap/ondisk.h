@@ -238,7 +238,9 @@ struct ChunkHeader {
   le32 record_bytes;
   uint8_t stream;
   uint8_t flags;          // kChunk…
-  uint8_t reserved[30];
+  le32 after_generation;  // LOG: of after_segment
+  le64 after_segment;     // LOG: the segment behind next_segment, to tell damage from the end
+  uint8_t reserved[18];
 };
 static_assert(sizeof(ChunkHeader) == 128);
 inline constexpr uint8_t kChunkCommitEnd = 1;  // the last chunk of its commit
@@ -357,13 +359,16 @@ struct Superblock {
   le64 log_next_segment;    // … or at the first block after this segment's header
   le32 log_next_generation;
   le32 reserved1;
+  le64 log_after_segment;   // the one behind that
+  le32 log_after_generation;
+  le32 reserved2;
   le64 free_segments;       // counters, equal to what verify() recomputes
   le64 live_data_blocks;
   le64 live_node_blocks;    // all copies
   le64 inode_count;
   le64 node_segments;       // segments of the streams kMeta and kMetaMirror that are not free
   StreamPosition streams[kStreamCount];
-  uint8_t reserved[3632];
+  uint8_t reserved[3616];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

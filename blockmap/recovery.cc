@@ -127,12 +127,16 @@ class LogReader {
       uint32_t generation;
       uint32_t from;
     };
-    const Place places[2] = {
+    const Place places[3] = {
         {position_.segment, position_.generation, position_.block},
-        {position_.next_segment, position_.next_generation, 1}};
+        {position_.next_segment, position_.next_generation, 1},
+        {position_.after_segment, position_.after_generation, 1}};
     for (const Place& place : places) {
       if (place.from == 0 || place.generation == 0) continue;
-      if (place.segment == geometry_->reserved_segment()) continue;
+      if (place.segment >= geometry_->segment_count ||
+          place.segment == geometry_->reserved_segment()) {
+        continue;
+      }
       for (uint32_t block = place.from; block < geometry_->segment_blocks; block++) {
         auto read = co_await read_window(place.segment, block, 1, first.data());
         if (!read) continue;
@@ -212,6 +216,8 @@ class LogReader {
     position_.block = block + header->header_blocks + header->payload_blocks;
     position_.next_segment = header->next_segment;
     position_.next_generation = header->next_generation;
+    position_.after_segment = header->after_segment;
+    position_.after_generation = header->after_generation;
     co_return std::optional<Chunk>(std::move(*chunk));
   }
 
@@ -278,6 +284,7 @@ Task<Result<>> Store::Impl::recover() {
   replaying = true;
   if (volume.log.block != 0) replayed_open_segments.insert(volume.log.segment);
   if (volume.log.next_generation != 0) replayed_open_segments.insert(volume.log.next_segment);
+  if (volume.log.after_generation != 0) replayed_open_segments.insert(volume.log.after_segment);
   for (const OpenPosition& stream : volume.streams) {
     if (stream.next_block != 0) replayed_open_segments.insert(stream.segment);
   }
@@ -395,21 +402,27 @@ Task<Result<>> Store::Impl::resume_streams() {
     segments.pin(log.segment);
     log_chain.push_back(log.segment);
   }
-  if (log.next_generation != 0) {
-    auto state = co_await segments.load(log.next_segment);
-    COFS_CO_TRY(state);
-    if ((*state)->state != ondisk::SegmentState::kOpen ||
-        (*state)->generation != log.next_generation ||
-        (*state)->stream != ondisk::Stream::kLog) {
-      co_return fail(Code::kCorrupt, "superblock: the log's next segment is not open",
-                     log.next_segment);
-    }
-    log_next_segment = log.next_segment;
-    log_next_generation = log.next_generation;
-    log_next_ready = true;
-    segments.pin(log.next_segment);
-    log_chain.push_back(log.next_segment);
+  auto next = co_await resume_successor(log.next_segment, log.next_generation, &log_next);
+  COFS_CO_TRY(next);
+  auto after = co_await resume_successor(log.after_segment, log.after_generation, &log_after);
+  co_return after;
+}
+
+Task<Result<>> Store::Impl::resume_successor(uint64_t segment, uint32_t generation,
+                                             LogSuccessor* successor) {
+  if (generation == 0) co_return Result<>();
+  auto state = co_await segments.load(segment);
+  COFS_CO_TRY(state);
+  if ((*state)->state != ondisk::SegmentState::kOpen || (*state)->generation != generation ||
+      (*state)->stream != ondisk::Stream::kLog) {
+    co_return fail(Code::kCorrupt, "superblock: a segment that the log was to use is not open",
+                   segment);
   }
+  successor->segment = segment;
+  successor->generation = generation;
+  successor->ready = true;
+  segments.pin(segment);
+  log_chain.push_back(segment);
   co_return Result<>();
 }
 

@@ -67,7 +67,7 @@ uint64_t Store::Impl::metadata_debt() const {
 }
 
 uint64_t Store::Impl::log_headroom() const {
-  const uint64_t wanted = 2 * geometry.log_limit_blocks / geometry.segment_blocks + 3;
+  const uint64_t wanted = 2 * geometry.log_limit_blocks / geometry.segment_blocks + 4;
   const uint64_t have = log_chain.size();
   return wanted > have ? (wanted - have) * geometry.segment_blocks : 0;
 }
@@ -150,7 +150,7 @@ SpaceReport Store::space() const {
   const uint64_t overhead = 3 + store.geometry.segment_blocks / 512;
   const uint64_t usable_segments = store.geometry.segment_count - 1;
   const uint64_t fixed = store.checkpoint_reserve() + store.delete_reserve() +
-                         2 * store.geometry.log_limit_blocks + 3 * store.geometry.segment_blocks +
+                         2 * store.geometry.log_limit_blocks + 4 * store.geometry.segment_blocks +
                          2 * store.geometry.metadata_copies * store.geometry.segment_blocks;
   const uint64_t all = usable_segments * (store.geometry.segment_blocks - overhead);
   report.total_blocks = all > fixed ? all - fixed : 0;

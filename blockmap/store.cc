@@ -184,6 +184,7 @@ Task<Result<>> Store::close() {
     store.stopping = true;
     store.kick_background();
     while (store.background_running) co_await store.task_done.wait();
+    while (store.tasks_running != 0) co_await store.task_done.wait();  // pins are given up by then
     while (store.committing) co_await store.commit_done.wait();
     store.close_requested = true;
     result = co_await checkpoint();

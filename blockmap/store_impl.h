@@ -132,9 +132,13 @@ struct Store::Impl {
   // --- log ---
   std::vector<std::byte> pending_records;  // applied, not yet in a chunk
   std::array<OpenSegment, ondisk::kStreamCount> streams;
-  uint64_t log_next_segment = 0;
-  uint32_t log_next_generation = 0;
-  bool log_next_ready = false;
+  struct LogSuccessor {
+    uint64_t segment = 0;
+    uint32_t generation = 0;
+    bool ready = false;
+  };
+  LogSuccessor log_next;   // where the log goes on
+  LogSuccessor log_after;  // and then
   uint64_t log_sequence = 1;
   uint64_t log_previous = 0;
   std::vector<uint64_t> log_chain;   // pinned segments of the log since the last durable checkpoint
@@ -228,6 +232,7 @@ struct Store::Impl {
 
   // log_writer.cc
   Task<Result<>> prepare_log();     // an open log segment and a next one
+  Task<Result<>> reserve_successor(LogSuccessor* successor);
   Task<Result<>> advance_log();     // moves on to the next segment
   bool log_payload_fits(uint64_t payload_blocks, uint64_t record_bytes) const;
   Task<Result<>> compose_log(std::vector<LogChunk>* chunks, bool* any);
@@ -263,6 +268,8 @@ struct Store::Impl {
   Task<Result<>> verify_commit(const std::vector<std::byte>* records, bool* intact);
   Task<Result<>> seal_leftovers();
   Task<Result<>> resume_streams();
+  Task<Result<>> resume_successor(uint64_t segment, uint32_t generation,
+                                  LogSuccessor* successor);
   Task<Result<>> check_counters();
   Task<Result<>> begin_mount();
 

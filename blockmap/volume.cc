@@ -52,6 +52,7 @@ Result<> check_state(const Geometry& geometry, const VolumeState& state) {
       state.next_virtual >> 62 != 0 || state.next_inode == 0 || state.next_inode >> 62 != 0 ||
       state.log.sequence == 0 || state.log.segment >= geometry.segment_count ||
       state.log.next_segment >= geometry.segment_count ||
+      state.log.after_segment >= geometry.segment_count ||
       state.log.block > geometry.segment_blocks) {
     return fail(Code::kCorrupt, "superblock: impossible state");
   }
@@ -182,6 +183,8 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.log_generation = state.log.generation;
   out.log_next_segment = state.log.next_segment;
   out.log_next_generation = state.log.next_generation;
+  out.log_after_segment = state.log.after_segment;
+  out.log_after_generation = state.log.after_generation;
   out.free_segments = state.free_segments;
   out.live_data_blocks = state.live_data_blocks;
   out.live_node_blocks = state.live_node_blocks;
@@ -210,7 +213,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   }
   if (in.incompat != 0) return fail(Code::kUnknownFeature, "superblock: incompatible features");
   if (in.ro_compat != 0) return fail(Code::kUnknownFeature, "superblock: read-only features");
-  if (in.clean > 1 || in.reserved1 != 0 || in.label[63] != 0 ||
+  if (in.clean > 1 || in.reserved1 != 0 || in.reserved2 != 0 || in.label[63] != 0 ||
       std::any_of(std::begin(in.reserved), std::end(in.reserved), [](uint8_t b) { return b != 0; })) {
     return fail(Code::kCorrupt, "superblock: reserved bytes");
   }
@@ -244,6 +247,8 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   state.log.generation = in.log_generation;
   state.log.next_segment = in.log_next_segment;
   state.log.next_generation = in.log_next_generation;
+  state.log.after_segment = in.log_after_segment;
+  state.log.after_generation = in.log_after_generation;
   state.free_segments = in.free_segments;
   state.live_data_blocks = in.live_data_blocks;
   state.live_node_blocks = in.live_node_blocks;

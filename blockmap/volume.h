@@ -59,6 +59,8 @@ struct LogPosition {
   uint32_t generation = 0;
   uint64_t next_segment = 0;
   uint32_t next_generation = 0;
+  uint64_t after_segment = 0;  // the one behind the next
+  uint32_t after_generation = 0;
 };
 
 struct OpenPosition {
