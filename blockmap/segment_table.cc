@@ -129,9 +129,12 @@ Task<Result<>> SegmentTable::open_named(uint64_t segment, uint32_t generation,
   if (state.state == ondisk::SegmentState::kOpen && state.generation == generation) {
     co_return Result<>();  // replayed over a checkpoint that has it already
   }
-  if (state.state != ondisk::SegmentState::kFree || state.live_blocks != 0) {
+  if (state.live_blocks != 0 || generation <= state.generation) {
     co_return fail(Code::kCorrupt, "opening a segment that is in use", segment);
   }
+  // The log does not tell when a segment was sealed: one that it opens again had been sealed, emptied
+  // and freed before.
+  if (state.state != ondisk::SegmentState::kFree) mark_free(segment, state, Hold());
   free_count_--;
   if (is_node_stream(stream)) node_segments_++;
   held_.erase(segment);

@@ -48,7 +48,7 @@ class SegmentTable {
 
   // Opens a free, unheld segment for `stream`: next generation, no live blocks. kNoSpace: there is none.
   Task<Result<uint64_t>> open_free(ondisk::Stream stream, uint64_t age);
-  // The same for a named segment (replay). Its former live blocks must have been dropped already.
+  // The same for a named segment (replay), which must be empty and of an older generation.
   Task<Result<>> open_named(uint64_t segment, uint32_t generation, ondisk::Stream stream,
                             uint64_t age);
   Task<Result<>> seal(uint64_t segment, uint64_t age, Hold hold);

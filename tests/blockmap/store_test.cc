@@ -360,5 +360,32 @@ TEST(StoreTest, CrashAtManyOperations) {
   std::printf("crash states tried: %llu\n", static_cast<unsigned long long>(states));
 }
 
+// Without a checkpoint in between, segments are emptied, freed and used again: the log that is replayed
+// opens them more than once.
+TEST(StoreTest, ReplaysSegmentsThatWereUsedAgain) {
+  for (uint64_t seed = 1; seed <= 20; seed++) {
+    SCOPED_TRACE(seed);
+    Volume volume(seed, SimImage(16384));
+    volume.format(Options());
+    ASSERT_TRUE(volume.open());
+    const uint64_t checkpoints = volume.store->counters().checkpoints;
+    for (int i = 0; i < 60; i++) {
+      const uint64_t block = volume.rng.below(4);
+      auto written = volume.world.run(Volume::write(&volume, 10, block, 40));
+      ASSERT_TRUE(written) << describe(written.error());
+      ASSERT_TRUE(volume.world.run(volume.store->commit()));
+    }
+    ASSERT_EQ(volume.store->counters().checkpoints, checkpoints);
+    ASSERT_GT(volume.store->counters().segments_freed, 20U);
+    volume.device->power_off_now();
+    Volume after(seed + 1000, volume.device->crash_image(seed, CrashMode::kDropAll));
+    auto opened = after.open();
+    ASSERT_TRUE(opened) << describe(opened.error());
+    after.expect_equals(volume.model);
+    after.expect_verified();
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
 }  // namespace
 }  // namespace cofs
