@@ -16,6 +16,7 @@ import time
 import harness as h
 
 START_SECONDS_MAX = 60
+FILES_MAX = 200
 
 
 def content(seed, size):
@@ -35,7 +36,9 @@ def write_file(path, flags, data):
 
 def choose_operation(choice, files, directories, serial):
     """The next operation as data, so that checker and writer need not agree on anything else."""
-    kinds = ["create"] * 4 + (["overwrite", "append", "append", "rename", "remove"] if files else [])
+    # Many kills must not fill the volume: with many files, more go than come.
+    kinds = ["create" if len(files) < FILES_MAX else "remove"] * 4
+    kinds += ["overwrite", "append", "append", "rename", "remove"] if files else []
     kind = choice.choice(kinds + (["directory"] if len(directories) < 20 else []))
     operation = {"serial": serial, "kind": kind, "seed": choice.getrandbits(32)}
     operation["size"] = choice.choice([0, 17, 700, 2048, 4096, 5000, 30000, 300000])
