@@ -79,7 +79,7 @@ static_assert(sizeof(NodePointer) == 32);
 
 // A node image: this header, `count` slots, free space, and the items growing down from the end.
 // Leaf item: Key, then the value. Internal item: Key (smallest key that may be in the child), then a
-// NodePointer; the first item's key of the leftmost spine is all zero.
+// NodePointer; a search for a key below the first item's takes the first child.
 struct NodeHeader {
   le64 magic;      // kNodeMagic
   le64 volume_key;
