@@ -105,21 +105,6 @@ void encode_segment_header(const Geometry& geometry, uint64_t segment, uint32_t 
   std::memcpy(block.data(), &header, sizeof(header));
 }
 
-Result<ondisk::SegmentHeader> parse_segment_header(const Geometry& geometry, uint64_t segment,
-                                                   std::span<const std::byte> block) {
-  ondisk::SegmentHeader header;
-  std::memcpy(&header, block.data(), sizeof(header));
-  ondisk::SegmentHeader copy = header;
-  copy.checksum = 0;
-  if (header.magic != ondisk::kSegmentMagic ||
-      header.checksum != checksum64(bytes_of(copy), geometry.volume_key) ||
-      header.index != segment || header.volume_key != geometry.volume_key ||
-      header.stream >= ondisk::kStreamCount) {
-    return fail(Code::kCorrupt, "no segment header", geometry.block_of_segment(segment));
-  }
-  return header;
-}
-
 void encode_footer(const Geometry& geometry, uint64_t segment, uint32_t generation,
                    std::span<const ondisk::SummaryEntry> entries, std::span<std::byte> area) {
   ondisk::SegmentFooter footer{};

@@ -51,9 +51,6 @@ Result<Chunk> parse_chunk(const Geometry& geometry, const ondisk::ChunkHeader& h
 
 void encode_segment_header(const Geometry& geometry, uint64_t segment, uint32_t generation,
                            ondisk::Stream stream, std::span<std::byte> block);
-// Errors: kCorrupt.
-Result<ondisk::SegmentHeader> parse_segment_header(const Geometry& geometry, uint64_t segment,
-                                                   std::span<const std::byte> block);
 void encode_footer(const Geometry& geometry, uint64_t segment, uint32_t generation,
                    std::span<const ondisk::SummaryEntry> entries, std::span<std::byte> area);
 
