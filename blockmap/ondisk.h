@@ -318,6 +318,14 @@ struct StreamPosition {  // an open segment that a clean mount goes on filling
 };
 static_assert(sizeof(StreamPosition) == 16);
 
+// How fast one way of copying is on the volume's device; zero from the first unused one on.
+inline constexpr int kCopyRates = 4;
+struct CopyRate {
+  uint8_t engine[16];        // its name, zero-padded: "host", "nvme", "xcopy", "token", "hostfile"
+  le64 bytes_per_second[4];  // at source ranges of 4 KiB, 64 KiB, 1 MiB, 8 MiB; 0: it failed
+};
+static_assert(sizeof(CopyRate) == 48);
+
 // Three copies of one block each: at 64 KiB (block 16), in the first block of the middle segment
 // (index segment_count / 2, which is never used for anything else), and in the last whole block of
 // the device, behind the segment area.
@@ -368,7 +376,9 @@ struct Superblock {
   le64 inode_count;
   le64 node_segments;       // segments of the streams kMeta and kMetaMirror that are not free
   StreamPosition streams[kStreamCount];
-  uint8_t reserved[3616];
+  le64 copy_signature;      // of the device that copy_rates were measured on; 0: none were
+  CopyRate copy_rates[kCopyRates];  // the used ones come first
+  uint8_t reserved[3416];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

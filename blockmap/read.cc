@@ -12,19 +12,11 @@ namespace {
 constexpr uint64_t kVerifyInsideMax = 4;  // blocks hashed inside the core; more goes outside
 constexpr size_t kPiecesInFlightMax = 32;
 
-// A physically contiguous part of a read.
-struct ReadPiece {
-  BlockRange physical;
-  uint64_t virtual_block = 0;
-  std::byte* target = nullptr;
-  std::vector<uint32_t> checksums;
-  Result<> result;
-};
-
 Result<> verify_piece(const ReadPiece& piece, uint64_t volume_key) {
   for (uint64_t i = 0; i < piece.physical.count; i++) {
     const uint64_t hash = block_hash(piece.target + bytes_of_blocks(i));
-    if (key_block_checksum(hash, piece.virtual_block + i, volume_key) != piece.checksums[i]) {
+    const uint64_t key = piece.keyed ? piece.virtual_block + i : 0;
+    if (key_block_checksum(hash, key, volume_key) != piece.checksums[i]) {
       return fail(Code::kChecksum, "file data: checksum", piece.physical.start + i);
     }
   }
@@ -153,164 +145,28 @@ Task<Result<>> Store::read_blocks(BlockRange virtual_blocks, std::byte* target) 
     }
     at += n;
   }
-  if (pieces.size() == 1) {
-    co_await read_piece(&store, &pieces[0]);
-    co_return pieces[0].result;
+  auto read = co_await store.read_pieces(&pieces);
+  co_return read;
+}
+
+Task<Result<>> Store::Impl::read_pieces(std::vector<ReadPiece>* pieces) {
+  if (pieces->size() == 1) {
+    co_await read_piece(this, pieces->data());
+    co_return pieces->front().result;
   }
-  for (size_t first = 0; first < pieces.size(); first += kPiecesInFlightMax) {
-    WaitGroup group(store.env.executor);
-    const size_t end = std::min(pieces.size(), first + kPiecesInFlightMax);
+  for (size_t first = 0; first < pieces->size(); first += kPiecesInFlightMax) {
+    WaitGroup group(env.executor);
+    const size_t end = std::min(pieces->size(), first + kPiecesInFlightMax);
     for (size_t i = first; i < end; i++) {
       group.add();
-      spawn(store.env.executor, read_piece_for(&store, &pieces[i], &group));
+      spawn(env.executor, read_piece_for(this, &(*pieces)[i], &group));
     }
     co_await group.wait();
   }
-  for (const ReadPiece& piece : pieces) {
+  for (const ReadPiece& piece : *pieces) {
     if (!piece.result) co_return piece.result;
   }
   co_return Result<>();
-}
-
-// --- Copying -----------------------------------------------------------------------------------
-
-namespace {
-
-// Keeps a segment pinned while something that was copied into it waits to be mapped.
-class SegmentPin {
- public:
-  SegmentPin(Store::Impl* store, uint64_t segment) : store_(store), segment_(segment) {
-    store_->segments.pin(segment_);
-  }
-  ~SegmentPin() {
-    store_->tasks_running++;
-    spawn(store_->env.executor, release(store_, segment_));
-  }
-
- private:
-  static Task<> release(Store::Impl* store, uint64_t segment) {
-    auto guard = co_await store->apply_lock.lock();
-    auto unpinned = co_await store->segments.unpin(segment, store->current_hold());
-    if (!unpinned && !store->shut_down) store->fail_store(unpinned.error(), "releasing a segment");
-    guard.release();
-    store->tasks_running--;
-    store->task_done.notify_all();
-  }
-  Store::Impl* store_;
-  uint64_t segment_;
-};
-
-struct PhysicalSource {
-  std::vector<BlockRange> ranges;
-  std::vector<uint32_t> rekeyed;  // checksums without their virtual key: for any target number
-};
-
-// Where the blocks lie, and their checksums freed of the source's key.
-Task<Result<>> resolve(Store::Impl* store, BlockRange blocks, PhysicalSource* out) {
-  uint64_t at = blocks.start;
-  while (at < blocks.end()) {
-    auto found = co_await store->tree.last_at_or_before(Key::vmap(0), Key::vmap(at));
-    COFS_CO_TRY(found);
-    if (!found->has_value()) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
-    auto value = parse_vmap((*found)->value, store->geometry);
-    COFS_CO_TRY(value);
-    const uint64_t start = (*found)->key.id;
-    const uint64_t end = start + value->checksums.size();
-    if (end <= at) co_return fail(Code::kCorrupt, "a virtual block without a place", at);
-    const uint64_t n = std::min(end, blocks.end()) - at;
-    BlockRange physical;
-    physical.start = value->physical_block + (at - start);
-    physical.count = n;
-    if (!out->ranges.empty() && out->ranges.back().end() == physical.start) {
-      out->ranges.back().count += n;
-    } else {
-      out->ranges.push_back(physical);
-    }
-    for (uint64_t i = 0; i < n; i++) {
-      out->rekeyed.push_back(rekey_block_checksum(value->checksums[at - start + i], at + i, 0,
-                                                  store->geometry.volume_key));
-    }
-    at += n;
-  }
-  co_return Result<>();
-}
-
-// The part [from, from + count) of the ranges, counted in blocks.
-std::vector<BlockRange> slice(const std::vector<BlockRange>& ranges, uint64_t from, uint64_t count) {
-  std::vector<BlockRange> out;
-  for (const BlockRange& range : ranges) {
-    if (count == 0) break;
-    if (from >= range.count) {
-      from -= range.count;
-      continue;
-    }
-    BlockRange part;
-    part.start = range.start + from;
-    part.count = std::min(count, range.count - from);
-    out.push_back(part);
-    count -= part.count;
-    from = 0;
-  }
-  return out;
-}
-
-}  // namespace
-
-Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* virtual_sources,
-                                                Reservation* reservation, Result<>* error) {
-  Impl& store = *impl_;
-  std::vector<StagedRun> runs;
-  PhysicalSource source;
-  *error = store.check_writable();
-  for (const BlockRange& blocks : *virtual_sources) {
-    if (!*error) co_return runs;
-    *error = co_await resolve(&store, blocks, &source);
-  }
-  const uint64_t total = source.rekeyed.size();
-  uint64_t done = 0;
-  while (*error && done < total) {
-    std::unique_ptr<ChunkWrite> chunk;
-    std::shared_ptr<SegmentPin> pin;
-    {
-      auto guard = co_await store.apply_lock.lock();
-      auto staged = co_await store.stage_chunk(total - done);
-      if (!staged) {
-        store.fail_store(staged.error(), "no place for a copy that was promised one");
-        *error = fail(staged.error());
-        co_return runs;
-      }
-      chunk = std::move(*staged);
-      pin = std::make_shared<SegmentPin>(&store, chunk->segment);
-    }
-    reservation->release(chunk->payload_blocks);
-    const uint64_t target = store.geometry.block_of_segment(chunk->segment) + chunk->payload_start();
-    const std::vector<BlockRange> sources = slice(source.ranges, done, chunk->payload_blocks);
-    const CopyOutcome outcome = co_await store.copier.gather(sources, target);
-    if (outcome.target_in_doubt) {
-      // The device may still write there: the segment is not used again before the next mount.
-      store.quarantine_pins.push_back(pin);
-    }
-    const uint64_t first_virtual = chunk->entries[0].id;
-    for (uint64_t n = 0; n < outcome.good_blocks;) {
-      StagedRun run;
-      run.count = static_cast<uint32_t>(
-          std::min<uint64_t>(outcome.good_blocks - n, ondisk::kVmapBlocksMax));
-      run.virtual_block = first_virtual + n;
-      run.physical_block = target + n;
-      run.generation = chunk->generation;
-      for (uint32_t i = 0; i < run.count; i++) {
-        run.checksums.push_back(rekey_block_checksum(source.rekeyed[done + n + i], 0,
-                                                     run.virtual_block + i,
-                                                     store.geometry.volume_key));
-      }
-      run.pin = pin;
-      n += run.count;
-      runs.push_back(std::move(run));
-    }
-    done += outcome.good_blocks;
-    if (!outcome.result) *error = outcome.result;
-  }
-  co_return runs;
 }
 
 }  // namespace cofs

@@ -469,6 +469,13 @@ Task<Result<>> Store::Impl::begin_mount() {
   co_return written;
 }
 
+Task<Result<CopyRates>> Store::stored_copy_rates(Environment environment) {
+  FoundVolume found;
+  auto searched = co_await find_volume(&environment, &found);
+  COFS_CO_TRY(searched);
+  co_return found.state.copy_rates;
+}
+
 Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreOptions options) {
   FoundVolume found;
   auto searched = co_await find_volume(&environment, &found);
@@ -510,6 +517,7 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
     impl.background_running = true;
     spawn(environment.executor, impl.background());
   }
+  impl.start_measuring();
   co_return store;
 }
 

@@ -90,10 +90,29 @@ Task<Result<SegmentState*>> SegmentTable::load(uint64_t segment) {
 
 bool SegmentTable::may_use(uint64_t segment) const {
   return segment < geometry_.segment_count && segment != geometry_.reserved_segment() &&
-         !held_.contains(segment) && !waiting_discard_.contains(segment);
+         !held_.contains(segment) && !set_aside_.contains(segment);
 }
 
 Task<Result<uint64_t>> SegmentTable::open_free(ondisk::Stream stream, uint64_t age) {
+  auto segment = co_await find_free();
+  COFS_CO_TRY(segment);
+  auto state = co_await load(*segment);
+  COFS_CO_TRY(state);
+  const uint32_t generation = (*state)->generation + 1;
+  auto opened = co_await open_named(*segment, generation, stream, age);
+  COFS_CO_TRY(opened);
+  co_return *segment;
+}
+
+Task<Result<uint64_t>> SegmentTable::borrow_free() {
+  auto segment = co_await find_free();
+  COFS_CO_TRY(segment);
+  set_aside_.insert(*segment);
+  co_return *segment;
+}
+
+// A segment that may be opened, taken out of usable_.
+Task<Result<uint64_t>> SegmentTable::find_free() {
   while (true) {
     while (!usable_.empty()) {
       const uint64_t segment = *usable_.begin();
@@ -101,9 +120,6 @@ Task<Result<uint64_t>> SegmentTable::open_free(ondisk::Stream stream, uint64_t a
       auto state = co_await load(segment);
       COFS_CO_TRY(state);
       if (!may_use(segment) || (*state)->state != ondisk::SegmentState::kFree) continue;
-      const uint32_t generation = (*state)->generation + 1;
-      auto opened = co_await open_named(segment, generation, stream, age);
-      COFS_CO_TRY(opened);
       co_return segment;
     }
     if (scanned_groups_ >= group_count()) co_return fail(Code::kNoSpace, "no free segment");
@@ -211,7 +227,7 @@ std::vector<uint64_t> SegmentTable::release_held(uint64_t durable_commit,
                              durable_checkpoint_commit >= hold.commit;
     if (commit_done && hold.checkpoint <= durable_checkpoint) {
       released.push_back(it->first);
-      waiting_discard_.insert(it->first);
+      set_aside_.insert(it->first);
       it = held_.erase(it);
     } else {
       ++it;
@@ -222,7 +238,7 @@ std::vector<uint64_t> SegmentTable::release_held(uint64_t durable_commit,
 }
 
 void SegmentTable::add_usable(uint64_t segment) {
-  waiting_discard_.erase(segment);
+  set_aside_.erase(segment);
   usable_.insert(segment);
 }
 

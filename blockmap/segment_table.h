@@ -51,6 +51,9 @@ class SegmentTable {
   // The same for a named segment (replay), which must be empty and of an older generation.
   Task<Result<>> open_named(uint64_t segment, uint32_t generation, ondisk::Stream stream,
                             uint64_t age);
+  // Lends a segment that open_free() could open, for contents that nobody will refer to; nothing of it is
+  // recorded. add_usable() gives it back; without that it is not used before the next mount.
+  Task<Result<uint64_t>> borrow_free();
   Task<Result<>> seal(uint64_t segment, uint64_t age, Hold hold);
 
   // Adds to the live blocks; an empty sealed segment becomes free, held by `hold`. A count below zero
@@ -79,7 +82,7 @@ class SegmentTable {
 
   uint64_t free_count() const { return free_count_; }
   uint64_t held_count() const { return held_.size(); }
-  uint64_t usable_count() const { return free_count_ - held_.size() - waiting_discard_.size(); }
+  uint64_t usable_count() const { return free_count_ - held_.size() - set_aside_.size(); }
   uint64_t node_segments() const { return node_segments_; }
   uint64_t freed_total() const { return freed_total_; }
 
@@ -94,6 +97,7 @@ class SegmentTable {
     Hold hold;
   };
   Task<Result<Group*>> load_group(uint64_t group);
+  Task<Result<uint64_t>> find_free();
   uint64_t group_count() const;
   void mark_free(uint64_t segment, SegmentState& state, Hold hold);
   bool may_use(uint64_t segment) const;
@@ -105,7 +109,7 @@ class SegmentTable {
   uint64_t scan_group_ = 0;
   uint64_t scanned_groups_ = 0;
   std::unordered_map<uint64_t, Hold> held_;
-  std::unordered_set<uint64_t> waiting_discard_;
+  std::unordered_set<uint64_t> set_aside_;  // free, being discarded or lent
   std::unordered_map<uint64_t, uint32_t> pins_;
   uint64_t free_count_ = 0;
   uint64_t node_segments_ = 0;

@@ -38,7 +38,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       nodes(env, geometry, counters),
       tree(nodes, env.buffers, tree_options(geometry, options), state.root, state.root_level),
       segments(geometry, tree),
-      copier(env.device, env.executor, env.buffers, env.journal, options.copy),
+      copier(env.device, env.executor, env.clock, env.buffers, env.journal, options.copy),
       apply_lock(env.executor),
       commit_done(env.executor),
       checkpoint_done(env.executor),
@@ -51,6 +51,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   live_data_blocks = state.live_data_blocks;
   live_node_blocks = state.live_node_blocks;
   epoch = state.epoch;
+  copy_rates = state.copy_rates;
   commit_number = state.commit;
   durable_commit = state.commit;
   checkpoint_sequence = state.sequence;
@@ -127,6 +128,10 @@ bool Store::read_only() const { return impl_->options.read_only; }
 uint64_t Store::allocate_inode() { return impl_->next_inode++; }
 const StoreCounters& Store::counters() const { return impl_->counters; }
 const CopyCounters& Store::copy_counters() const { return impl_->copier.counters(); }
+const CopyRates& Store::copy_rates() const { return impl_->copier.rates(); }
+std::string_view Store::copy_engine_for(uint64_t range_blocks) const {
+  return impl_->copier.engine_for(range_blocks);
+}
 VolumeInfo Store::info() const { return impl_->volume_info; }
 uint64_t Store::dirty_nodes_max() const { return impl_->dirty_nodes_max; }
 Environment& Store::environment() { return impl_->env; }
@@ -178,10 +183,10 @@ Task<> Store::Impl::wait_for_tasks() {
 Task<Result<>> Store::close() {
   Impl& store = *impl_;
   Result<> result;
-  quiesce_pins();
+  store.stopping = true;
+  co_await store.copier.settle();
   if (!store.options.read_only && !store.shut_down) {
     // Leave nothing that the last, clean checkpoint could be interrupted by.
-    store.stopping = true;
     store.kick_background();
     while (store.background_running) co_await store.task_done.wait();
     while (store.tasks_running != 0) co_await store.task_done.wait();  // pins are given up by then
@@ -198,14 +203,12 @@ Task<Result<>> Store::close() {
 
 Task<> Store::abandon() {
   Impl& store = *impl_;
-  quiesce_pins();
   store.shut_down = true;
   store.commit_done.notify_all();
   store.checkpoint_done.notify_all();
   store.write_done.notify_all();
+  co_await store.copier.settle();
   co_await store.wait_for_tasks();
 }
-
-void Store::quiesce_pins() { impl_->quarantine_pins.clear(); }
 
 }  // namespace cofs

@@ -46,6 +46,12 @@ struct FormatOptions {
   FormatOptions() = default;
 };
 
+enum class CopyMeasuring : uint8_t {
+  kNever,
+  kOnce,    // when the volume has no rates of this device yet
+  kAlways,  // at each mount
+};
+
 struct StoreOptions {
   bool read_only = false;       // nothing is written; an unclean log is replayed in memory
   uint64_t cache_bytes = 64ULL << 20;
@@ -55,6 +61,8 @@ struct StoreOptions {
   bool discard = true;
   bool background = true;       // run the periodic commit and checkpoint; tests may drive them
   CopyEngineOptions copy;
+  uint32_t copy_verify_percent = 1;  // of the blocks that a device copied, read back and compared
+  CopyMeasuring copy_measuring = CopyMeasuring::kNever;  // in the background, in a free segment
   StoreOptions() = default;
 };
 
@@ -177,6 +185,8 @@ struct StoreCounters {
   uint64_t node_bytes = 0;
   uint64_t discarded_bytes = 0;
   uint64_t checksum_failures = 0;
+  uint64_t copy_verified_bytes = 0;   // of what a device copied
+  uint64_t copy_verify_failures = 0;  // gathers that a device reported done and that were wrong
   uint64_t segments_freed = 0;
   uint64_t nodes_cleaned = 0;    // moved out of sparse node segments
 };
@@ -217,6 +227,10 @@ class Store {
  public:
   // Writes an empty volume. The device's contents are lost.
   static Task<Result<>> format(Environment environment, FormatOptions options);
+
+  // The rates that the newest superblock of a volume keeps; its log is not looked at. Errors: kNotCofs,
+  // kUnknownFeature, kCorrupt, kIo.
+  static Task<Result<CopyRates>> stored_copy_rates(Environment environment);
 
   // Opens a volume: replays the log after a crash, then writes a checkpoint (unless read_only).
   // Errors: kNotCofs, kUnknownFeature, kCorrupt, kIo with the step that failed.
@@ -268,6 +282,9 @@ class Store {
   SpaceReport space() const;
   const StoreCounters& counters() const;
   const CopyCounters& copy_counters() const;
+  const CopyRates& copy_rates() const;
+  // By name: what the next copy of ranges of this length is made by.
+  std::string_view copy_engine_for(uint64_t range_blocks) const;
   VolumeInfo info() const;
   uint64_t dirty_nodes_max() const;
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
@@ -280,7 +297,6 @@ class Store {
  private:
   friend class Transaction;
   explicit Store(std::unique_ptr<Impl> impl);
-  void quiesce_pins();
   std::unique_ptr<Impl> impl_;
 };
 

@@ -1,6 +1,6 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, verify.cc, store.cc.
+// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc.
 //
 // Everything that changes runs under apply_lock. See docs/CRASH.md for the order of writes.
 #pragma once
@@ -69,6 +69,16 @@ struct LogChunk {  // encoded, ready to go out
   std::vector<MemoryPiece> pieces;
   std::vector<BufferRef> buffers;
   std::vector<RunTicket*> tickets;
+};
+
+// A physically contiguous part of a read, with the checksums to compare.
+struct ReadPiece {
+  BlockRange physical;
+  uint64_t virtual_block = 0;
+  bool keyed = true;  // false: the checksums are freed of their virtual block (rekeyed to 0)
+  std::byte* target = nullptr;
+  std::vector<uint32_t> checksums;
+  Result<> result;
 };
 
 struct Transaction::State {
@@ -168,7 +178,6 @@ struct Store::Impl {
   uint64_t write_ordinal = 0;
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
   uint64_t discards_running = 0;
-  std::vector<std::shared_ptr<void>> quarantine_pins;  // copies that may still land
   Event write_done;
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
@@ -272,6 +281,20 @@ struct Store::Impl {
                                   LogSuccessor* successor);
   Task<Result<>> check_counters();
   Task<Result<>> begin_mount();
+
+  // read.cc
+  Task<Result<>> read_pieces(std::vector<ReadPiece>* pieces);  // the first error
+
+  // copy.cc
+  CopyRates copy_rates;             // what the next superblock keeps
+  uint64_t copy_verify_credit = 0;  // hundredths of a block
+  Task<bool> verify_copy(const std::vector<BlockRange>* sources, uint64_t target, uint64_t count,
+                         const uint32_t* rekeyed);
+  Task<CopyOutcome> recopy_by_host(const std::vector<BlockRange>* sources, uint64_t target,
+                                   std::shared_ptr<void> hold);
+  void start_measuring();
+  Task<> measure();
+  Task<Result<CopyRates>> measure_in_free_segment();
 
   // space.cc
   uint64_t usable_blocks() const;

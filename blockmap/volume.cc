@@ -24,6 +24,49 @@ uint64_t superblock_checksum(const ondisk::Superblock& superblock) {
   return checksum64(std::as_bytes(std::span(&copy, 1)), 0);
 }
 
+static_assert(kRateEnginesMax == ondisk::kCopyRates);
+static_assert(sizeof(ondisk::CopyRate::bytes_per_second) / sizeof(le64) == kRateClasses);
+
+void encode_copy_rates(const CopyRates& rates, ondisk::Superblock& out) {
+  out.copy_signature = rates.signature;
+  COFS_ASSERT(rates.engines.size() <= kRateEnginesMax);
+  for (size_t i = 0; i < rates.engines.size(); i++) {
+    ondisk::CopyRate& rate = out.copy_rates[i];
+    const CopyRate& from = rates.engines[i];
+    COFS_ASSERT(from.engine.size() <= kEngineNameBytesMax);
+    std::memcpy(rate.engine, from.engine.data(), from.engine.size());
+    for (size_t k = 0; k < kRateClasses; k++) rate.bytes_per_second[k] = from.bytes_per_second[k];
+  }
+}
+
+bool is_zero(std::span<const std::byte> bytes) {
+  return std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+Result<> parse_copy_rates(const ondisk::Superblock& in, CopyRates& rates) {
+  rates = CopyRates();
+  rates.signature = in.copy_signature;
+  const std::span<const ondisk::CopyRate> stored(in.copy_rates);
+  for (size_t i = 0; i < stored.size(); i++) {
+    if (is_zero(std::as_bytes(stored.subspan(i)))) return {};
+    const std::string_view name(reinterpret_cast<const char*>(stored[i].engine),
+                                sizeof(stored[i].engine));
+    const size_t length = std::min(name.find('\0'), name.size());
+    const bool is_word = std::ranges::all_of(
+        name.substr(0, length), [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); });
+    if (rates.signature == 0 || length == 0 || length > kEngineNameBytesMax || !is_word ||
+        name.find_first_not_of('\0', length) != std::string_view::npos) {
+      return fail(Code::kCorrupt, "superblock: copy rates", i);
+    }
+    CopyRate& rate = rates.engines.emplace_back();
+    rate.engine = name.substr(0, length);
+    for (size_t k = 0; k < kRateClasses; k++) {
+      rate.bytes_per_second[k] = stored[i].bytes_per_second[k];
+    }
+  }
+  return {};
+}
+
 uint64_t first_segment_block_for(uint32_t segment_blocks) { return segment_blocks >= 256 ? 256 : 32; }
 
 Result<> check_geometry(const Geometry& geometry, uint64_t device_blocks) {
@@ -195,6 +238,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
     out.streams[i].next_block = state.streams[i].next_block;
     out.streams[i].generation = state.streams[i].generation;
   }
+  encode_copy_rates(state.copy_rates, out);
   out.checksum = superblock_checksum(out);
   COFS_ASSERT(block.size() == sizeof(out));
   std::memcpy(block.data(), &out, sizeof(out));
@@ -259,6 +303,8 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
     state.streams[i].next_block = in.streams[i].next_block;
     state.streams[i].generation = in.streams[i].generation;
   }
+  auto rates = parse_copy_rates(in, state.copy_rates);
+  COFS_TRY(rates);
   return check_state(geometry, state);
 }
 

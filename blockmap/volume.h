@@ -15,6 +15,7 @@
 #include "blockmap/ondisk.h"
 #include "blockmap/store.h"
 #include "offload/base/error.h"
+#include "offload/copy_rates.h"
 
 namespace cofs {
 
@@ -86,6 +87,7 @@ struct VolumeState {
   uint64_t inode_count = 0;
   uint64_t node_segments = 0;
   std::array<OpenPosition, ondisk::kStreamCount> streams;
+  CopyRates copy_rates;
 };
 
 // Geometry of a new volume. Errors: kInvalid when the device is too small or an option is wrong.

@@ -27,6 +27,8 @@ constexpr std::array kIgnored = {"defaults",   "auto",
                                  "loud",       "mand",
                                  "nomand",     "default_permissions"};
 constexpr std::array kIgnoredPrefixes = {"x-", "X-", "comment=", "user=", "uhelper=", "helper="};
+constexpr std::array<std::string_view, 6> kCopyEngines = {"auto",  "nvme",     "xcopy",
+                                                           "token", "hostfile", "host"};
 constexpr std::array kContexts = {"context=", "fscontext=", "defcontext=", "rootcontext="};
 
 template <class List>
@@ -89,14 +91,29 @@ Outcome set_value(std::string_view option, MountOptions& options) {
   } else if (name == "dirty") {
     return set_memory(option, value, options.dirty_bytes);
   } else if (name == "copy_engine") {
+    if (!contains(kCopyEngines, value)) {
+      return wrong(option, "expected auto, nvme, xcopy, token, hostfile or host");
+    }
+    options.copy_engine = value == "auto" ? "" : value;
+  } else if (name == "copy_verify") {
+    std::optional<uint64_t> percent = parse_number(value);
+    if (!percent || *percent > 100) return wrong(option, "expected 0 to 100 percent");
+    options.copy_verify_percent = static_cast<uint32_t>(*percent);
+  } else if (name == "copy_timeout") {
+    std::optional<uint64_t> seconds = parse_number(value);
+    if (!seconds || *seconds == 0 || *seconds > MountOptions::kCopyTimeoutSecondsMax) {
+      return wrong(option, "expected 1 to 3600 seconds");
+    }
+    options.copy_timeout_seconds = *seconds;
+  } else if (name == "copy_measure") {
     if (value == "auto") {
-      options.copy = CopyChoice::kAuto;
-    } else if (value == "hostfile") {
-      options.copy = CopyChoice::kHostFile;
-    } else if (value == "host") {
-      options.copy = CopyChoice::kHost;
+      options.copy_measuring = CopyMeasuring::kOnce;
+    } else if (value == "always") {
+      options.copy_measuring = CopyMeasuring::kAlways;
+    } else if (value == "never") {
+      options.copy_measuring = CopyMeasuring::kNever;
     } else {
-      return wrong(option, "expected auto, hostfile or host");
+      return wrong(option, "expected auto, always or never");
     }
   } else if (name == "clone") {
     if (value == "share")
@@ -192,8 +209,10 @@ StoreOptions MountOptions::store_options() const {
   store.cache_bytes = cache_bytes;
   store.commit_interval_ns = commit_seconds * 1'000'000'000;
   store.discard = discard;
-  store.copy.allow_device = copy == CopyChoice::kAuto;
-  store.copy.allow_host_file = copy != CopyChoice::kHost;
+  store.copy.engine = copy_engine;
+  store.copy.timeout_ns = copy_timeout_seconds * 1'000'000'000;
+  store.copy_verify_percent = copy_verify_percent;
+  store.copy_measuring = copy_measuring;
   return store;
 }
 

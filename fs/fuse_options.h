@@ -18,10 +18,9 @@
 
 namespace cofs {
 
-enum class CopyChoice : uint8_t { kAuto, kHostFile, kHost };
-
 struct MountOptions {
   static constexpr uint64_t kCommitSecondsMax = 300;
+  static constexpr uint64_t kCopyTimeoutSecondsMax = 3600;
   static constexpr uint64_t kMemoryBytesMin = 1ULL << 20;  // of cache= and dirty=
   static constexpr uint64_t kMemoryBytesMax = 1ULL << 40;
 
@@ -34,7 +33,10 @@ struct MountOptions {
   uint64_t commit_seconds = 5;
   uint64_t cache_bytes = 64ULL << 20;  // of metadata
   uint64_t dirty_bytes = 64ULL << 20;  // of file data not written yet
-  CopyChoice copy = CopyChoice::kAuto;
+  std::string copy_engine;            // as in CopyEngineOptions: "" chooses by itself
+  uint32_t copy_verify_percent = 1;   // of what a device copied, read back and compared
+  uint64_t copy_timeout_seconds = 30; // of one copy command
+  CopyMeasuring copy_measuring = CopyMeasuring::kOnce;
   std::vector<std::string> kernel_options;  // for the mount itself, in the order given
 
   StoreOptions store_options() const;

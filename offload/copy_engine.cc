@@ -41,7 +41,8 @@ struct CopyEngine::Operation {
 };
 
 struct CopyEngine::Gather {
-  Gather(Executor& executor, uint64_t target) : target_start(target), workers(executor) {}
+  Gather(Executor& executor, uint64_t target, std::shared_ptr<void> hold)
+      : target_start(target), target_hold(std::move(hold)), workers(executor) {}
 
   void plan_whole(std::vector<BlockRange> sources, uint64_t count) {
     Operation& operation = operations.emplace_back();
@@ -49,7 +50,7 @@ struct CopyEngine::Gather {
     operation.sources = std::move(sources);
   }
   void plan_for(const CopyLimits& limits, std::span<const BlockRange> sources) {
-    const CopyPlan plan(sources, limits);
+    const CopyPlan plan(sources, limits, target_start);
     for (const CopyOperation& planned : plan.operations()) {
       Operation& operation = operations.emplace_back();
       operation.target_offset = planned.target_offset;
@@ -62,6 +63,10 @@ struct CopyEngine::Gather {
   bool timed_out() const { return target_in_doubt; }
 
   uint64_t target_start;
+  std::shared_ptr<void> target_hold;
+  uint64_t range_blocks = 0;  // the sources' mean length
+  bool host_only = false;
+  uint64_t worker_count = 1;
   std::vector<Operation> operations;
   size_t next = 0;
   size_t stop_after = 1;  // the first operation that failed on all paths; later ones are of no use
@@ -70,30 +75,64 @@ struct CopyEngine::Gather {
   WaitGroup workers;
 };
 
-CopyEngine::CopyEngine(Device& device, Executor& executor, BufferPool& buffers, Journal& journal,
-                       CopyEngineOptions options)
+// Shared by its gather and the coroutine that waits for the device; whoever is last frees it.
+struct CopyEngine::Command {
+  IoRequest request;
+  std::vector<BlockRange> sources;
+  std::shared_ptr<void> target_hold;
+  TimerRequest timer;
+  bool finished = false;
+  bool abandoned = false;
+};
+
+CopyEngine::CopyEngine(Device& device, Executor& executor, Clock& clock, BufferPool& buffers,
+                       Journal& journal, CopyEngineOptions options)
     : device_(device),
       executor_(executor),
+      clock_(clock),
       journal_(journal),
-      options_(options),
-      host_(device, executor, buffers, options.host_chunk_blocks, options.host_in_flight) {
-  for (const CopyLimits& limits : device.geometry().copies) {
+      options_(std::move(options)),
+      host_(device, executor, buffers, options_.host_chunk_blocks, options_.host_in_flight),
+      abandoned_(executor) {
+  const std::vector<CopyLimits>& copies = device.geometry().copies;
+  for (uint32_t i = 0; i < copies.size(); i++) {
+    if (options_.engine.empty() && !copies[i].automatic) continue;
     Path& path = paths_.emplace_back();
-    path.limits = limits;
-    path.allowed =
-        limits.path == CopyPath::kDevice ? options.allow_device : options.allow_host_file;
-    path.permits = std::make_unique<Semaphore>(executor, std::max(1U, limits.in_flight_max));
+    path.limits = copies[i];
+    path.index = i;
+    path.allowed = options_.engine.empty() || options_.engine == path.limits.engine;
+    path.permits = std::make_unique<Semaphore>(executor, std::max(1U, path.limits.in_flight_max));
   }
 }
 
-const CopyEngine::Path* CopyEngine::first_usable() const {
-  auto found = std::ranges::find_if(paths_, [](const Path& path) { return path.usable(); });
+CopyEngine::~CopyEngine() { COFS_ASSERT(abandoned_.pending() == 0); }
+
+Task<void> CopyEngine::settle() {
+  co_await abandoned_.wait();
+  kept_.clear();
+}
+
+std::string_view CopyEngine::why_not(const Path& path, uint64_t range_blocks) const {
+  if (!path.allowed) return "not allowed";
+  if (path.demoted) return "demoted";
+  if (!options_.engine.empty() || !options_.allow_host) return {};
+  return better_not(rates_, path.limits.engine, range_blocks);
+}
+
+const CopyEngine::Path* CopyEngine::best_path(uint64_t range_blocks) const {
+  auto found = std::ranges::find_if(
+      paths_, [&](const Path& path) { return why_not(path, range_blocks).empty(); });
   return found == paths_.end() ? nullptr : &*found;
 }
 
 CopyPath CopyEngine::preferred() const {
-  const Path* path = first_usable();
+  const Path* path = best_path(kRateRangeBlocks.back());
   return path == nullptr ? CopyPath::kHost : path->limits.path;
+}
+
+std::string_view CopyEngine::engine_for(uint64_t range_blocks) const {
+  const Path* path = best_path(range_blocks);
+  return path == nullptr ? std::string_view("host") : std::string_view(path->limits.engine);
 }
 
 // Ranges come from metadata, which may be wrong: a value, not an assertion.
@@ -133,33 +172,67 @@ void CopyEngine::count_missing_paths() {
 void CopyEngine::charge(Path& path, const Error& error) {
   path.failures_in_row++;
   if (path.demoted || path.failures_in_row < options_.failures_before_demotion) return;
-  path.demoted = true;
-  journal_.write(Severity::kWarning,
-                 "copy engine " + path.limits.engine + " is left until the next mount after " +
-                     std::to_string(path.failures_in_row) + " failures in a row, the last: " +
-                     describe(error) + "; copies go by " + std::string(name_of(preferred())));
+  demote(path, "after " + std::to_string(path.failures_in_row) +
+                   " failures in a row, the last: " + describe(error));
 }
 
-Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64_t target_start) {
+void CopyEngine::demote(Path& path, const std::string& why) {
+  path.demoted = true;
+  journal_.write(Severity::kWarning, "copy engine " + path.limits.engine +
+                                         " is left until the next mount " + why +
+                                         "; copies go by " + std::string(name_of(preferred())));
+}
+
+void CopyEngine::condemn(CopyPath path_kind, std::string_view why) {
+  for (Path& path : paths_) {
+    if (path.limits.path == path_kind && path.usable()) demote(path, std::string(why));
+  }
+}
+
+Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64_t target_start,
+                                     std::shared_ptr<void> target_hold) {
   CopyOutcome outcome;
   outcome.result = check(sources, target_start);
   if (!outcome.result) co_return outcome;
   std::vector<BlockRange> merged = merged_sources(sources);
   if (merged.empty()) co_return outcome;
 
-  Gather run(executor_, target_start);
-  uint64_t workers = 1;
-  const Path* path = first_usable();
+  Gather run(executor_, target_start, std::move(target_hold));
+  const uint64_t count = blocks_in(merged);
+  run.range_blocks = count / merged.size();
+  const Path* path = best_path(run.range_blocks);
   if (path != nullptr) {
     run.plan_for(path->limits, merged);
-    workers = std::min<uint64_t>(std::max(1U, path->limits.in_flight_max), run.operations.size());
+    run.worker_count =
+        std::min<uint64_t>(std::max(1U, path->limits.in_flight_max), run.operations.size());
   } else {
     if (paths_.empty()) count_missing_paths();
-    const uint64_t count = blocks_in(merged);
     run.plan_whole(std::move(merged), count);
   }
-  run.workers.add(workers);
-  for (uint64_t i = 1; i < workers; i++) spawn(executor_, work(run));
+  outcome = co_await run_gather(run);
+  co_return outcome;
+}
+
+Task<CopyOutcome> CopyEngine::gather_by_host(std::span<const BlockRange> sources,
+                                             uint64_t target_start,
+                                             std::shared_ptr<void> target_hold) {
+  CopyOutcome outcome;
+  outcome.result = check(sources, target_start);
+  if (!outcome.result) co_return outcome;
+  std::vector<BlockRange> merged = merged_sources(sources);
+  if (merged.empty()) co_return outcome;
+  Gather run(executor_, target_start, std::move(target_hold));
+  run.host_only = true;
+  const uint64_t count = blocks_in(merged);
+  run.plan_whole(std::move(merged), count);
+  outcome = co_await run_gather(run);
+  co_return outcome;
+}
+
+Task<CopyOutcome> CopyEngine::run_gather(Gather& run) {
+  CopyOutcome outcome;
+  run.workers.add(run.worker_count);
+  for (uint64_t i = 1; i < run.worker_count; i++) spawn(executor_, work(run));
   co_await work(run);
   co_await run.workers.wait();
 
@@ -193,9 +266,9 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
   const uint64_t target_start = run.target_start + operation.target_offset;
   operation.result = fail(Code::kNotSupported, "no copy path is allowed", target_start);
   for (Path& path : paths_) {
-    if (rest.empty() || run.timed_out()) break;
-    if (!path.usable()) {
-      refuse(path, path.allowed ? "demoted" : "not allowed");
+    if (rest.empty() || run.timed_out() || run.host_only) break;
+    if (const std::string_view reason = why_not(path, run.range_blocks); !reason.empty()) {
+      refuse(path, reason);
       continue;
     }
     const uint64_t good =
@@ -203,7 +276,7 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
     operation.good += good;
     rest = sources_after(rest, good);
   }
-  if (!rest.empty() && options_.allow_host && !run.timed_out()) {
+  if (!rest.empty() && (options_.allow_host || run.host_only) && !run.timed_out()) {
     const uint64_t good =
         co_await copy_by_host(run, operation, rest, target_start + operation.good);
     operation.good += good;
@@ -219,42 +292,50 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
 // pieces are several only where an earlier path with wider limits has failed.
 Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation,
                                    std::span<const BlockRange> sources, uint64_t target_start) {
-  const CopyPlan plan(sources, path.limits);
+  const CopyPlan plan(sources, path.limits, target_start);
   const size_t path_column = column(path.limits.path);
   uint64_t copied = 0;
   for (const CopyOperation& piece : plan.operations()) {
+    if (!piece.copyable) {
+      refuse(path, "source and target on different disks");
+      co_return copied;
+    }
     co_await path.permits->acquire();
     if (path.demoted || run.timed_out()) {  // meanwhile
       path.permits->release();
       if (!run.timed_out()) refuse(path, "demoted");
       co_return copied;
     }
-    IoRequest request;
-    request.op = IoRequest::Op::kCopy;
-    request.copy_path = path.limits.path;
-    request.range = BlockRange{target_start + piece.target_offset, piece.count};
-    request.sources = plan.sources_of(piece);
-    request.timeout_ns = options_.timeout_ns;
+    auto command = std::make_shared<Command>();
+    const std::span<const BlockRange> piece_sources = plan.sources_of(piece);
+    command->sources.assign(piece_sources.begin(), piece_sources.end());
+    command->target_hold = run.target_hold;
+    command->request.op = IoRequest::Op::kCopy;
+    command->request.copy_index = path.index;
+    command->request.range = BlockRange{target_start + piece.target_offset, piece.count};
+    command->request.sources = command->sources;
     counters_.operations[path_column]++;
-    co_await SubmitAwaiter{device_, request};
+    const Result<> result = co_await issue(command);
     path.permits->release();
 
-    const uint64_t good = std::min(request.good_blocks, piece.count);
+    const uint64_t good =
+        command->finished ? std::min(command->request.good_blocks, piece.count) : 0;
     copied += good;
     operation.blocks[path_column] += good;
     counters_.bytes[path_column] += bytes_of_blocks(good);
-    if (request.result && good == piece.count) {
+    if (result && good == piece.count) {
       path.failures_in_row = 0;
       continue;
     }
-    const Error error = request.result ? Error(Code::kIo, "copy ended early", request.range.start)
-                                       : request.result.error();
+    const Error error =
+        result ? Error(Code::kIo, "copy ended early", command->request.range.start) : result.error();
     operation.result = fail(error);
     std::string reason(name_of(error.code));
     if (*error.what != '\0') reason += std::string(", ") + error.what;
     refuse(path, reason);
     if (error.code == Code::kTimedOut) {
       // The copy may still land: writing the same blocks another way would race with it.
+      if (command->finished) kept_.push_back(run.target_hold);
       run.target_in_doubt = true;
       run.doubt = error;
       charge(path, error);
@@ -264,6 +345,36 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     co_return copied;
   }
   co_return copied;
+}
+
+Task<Result<>> CopyEngine::issue(std::shared_ptr<Command> command) {
+  command->request.timeout_ns = 2 * options_.timeout_ns;
+  command->timer.due_ns = clock_.monotonic_ns() + options_.timeout_ns;
+  spawn(executor_, await_device(this, command));
+  co_await sleep_until(clock_, command->timer);
+  if (command->finished) co_return command->request.result;
+  command->abandoned = true;
+  abandoned_.add();
+  co_return fail(Code::kTimedOut, "the device did not answer in time",
+                 command->request.range.start);
+}
+
+Task<void> CopyEngine::await_device(CopyEngine* engine, std::shared_ptr<Command> command) {
+  co_await SubmitAwaiter{engine->device_, command->request};
+  command->finished = true;
+  if (!command->abandoned) {
+    engine->clock_.cancel(command->timer);
+    co_return;
+  }
+  const Result<>& result = command->request.result;
+  engine->journal_.write(Severity::kInfo,
+                         "a copy that had timed out was answered: " +
+                             (result ? std::string("done") : describe(result.error())));
+  if (!result && result.error().code == Code::kTimedOut) {
+    engine->kept_.push_back(std::move(command->target_hold));  // not even now is it known
+  }
+  command->target_hold.reset();
+  engine->abandoned_.done();
 }
 
 Task<uint64_t> CopyEngine::copy_by_host(Gather& run, Operation& operation,
@@ -277,6 +388,7 @@ Task<uint64_t> CopyEngine::copy_by_host(Gather& run, Operation& operation,
   if (!host.result) operation.result = host.result;
   operation.source_failed = host.source_failed;
   if (host.target_in_doubt) {
+    kept_.push_back(run.target_hold);
     run.target_in_doubt = true;
     run.doubt = host.result.error();
   }

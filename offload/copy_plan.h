@@ -1,9 +1,11 @@
-// CopyPlan: cuts one gather (many source ranges, one target run) into operations that fit the limits of
-// a copy path. Pure arithmetic: it knows no device and issues nothing.
+// CopyPlan: cuts one gather (many source ranges, one target run) into operations that fit the
+// limits of a copy path. Pure arithmetic: it knows no device and issues nothing.
 //
 // The operations, in order, cover the target run once, without gaps; each one's sources, in order,
-// are exactly the source blocks that belong there; none is empty. Not for choosing a path, nor for
-// recovering from failure: that is CopyEngine.
+// are exactly the source blocks that belong there; none is empty. Where the device is put together
+// of several disks, what the path cannot copy (from one disk to another, or blocks in no region) is
+// in operations of its own. Not for choosing a path, nor for recovering from failure: that is
+// CopyEngine.
 #pragma once
 
 #include <cstddef>
@@ -22,11 +24,17 @@ struct CopyOperation {
   uint64_t count = 0;
   size_t first_source = 0;  // into the plan's sources
   size_t source_count = 0;
+  // False: the path cannot copy this; it keeps to none of the limits. Two of these are never
+  // neighbours.
+  bool copyable = true;
 };
 
 class CopyPlan {
  public:
   // Every limit is at least 1. Empty sources are ignored, adjacent ones merged before cutting.
+  // `target_start` is where the target run lies, on which its regions depend.
+  CopyPlan(std::span<const BlockRange> sources, const CopyLimits& limits, uint64_t target_start);
+  // REQUIRES: no regions; then the target's place does not matter.
   CopyPlan(std::span<const BlockRange> sources, const CopyLimits& limits);
 
   std::span<const CopyOperation> operations() const { return operations_; }
@@ -35,13 +43,18 @@ class CopyPlan {
   }
 
  private:
+  void add_copyable(BlockRange source, const CopyLimits& limits, bool goes_on);
+  void add_uncopyable(BlockRange source);
+
+  uint64_t planned_ = 0;             // blocks in all operations
   std::vector<BlockRange> sources_;  // cut
   std::vector<CopyOperation> operations_;
 };
 
 uint64_t blocks_in(std::span<const BlockRange> ranges);
 
-// The same blocks in the same order, empty ranges dropped, neighbours that continue each other joined.
+// The same blocks in the same order, empty ranges dropped, neighbours that continue each other
+// joined.
 std::vector<BlockRange> merged_sources(std::span<const BlockRange> sources);
 
 // What is left of `sources` after their first `skip` blocks. REQUIRES: skip <= blocks_in(sources).

@@ -36,14 +36,23 @@ enum class CopyPath : uint8_t {
 inline constexpr int kCopyPathCount = 3;
 std::string_view name_of(CopyPath path);
 
-// Limits of one copy operation of a device; a planner splits to fit.
+// Blocks that one disk holds in one piece. A device may be put together of several (offload/device_stack.h).
+struct CopyRegion {
+  BlockRange blocks;
+  uint32_t disk = 0;
+};
+
+// Limits of one copy operation of a device; a planner splits to fit. All blocks of an operation, sources
+// and target, lie on one disk; each source range and the target run lie within one region each.
 struct CopyLimits {
   CopyPath path = CopyPath::kDevice;
-  std::string engine;               // "ficlonerange", "nvme", …: for reports
+  std::string engine;               // "hostfile", "nvme", "xcopy", "token": its name in options and reports
   uint32_t ranges_max = 0;          // source ranges in one operation, at least 1
   uint64_t range_blocks_max = 0;    // blocks of one range, at least 1
   uint64_t operation_blocks_max = 0;  // blocks of one operation, at least 1
   uint32_t in_flight_max = 1;       // operations worth having in flight at once
+  std::vector<CopyRegion> regions;  // ascending; what is in none cannot be copied. Empty: all is one
+  bool automatic = true;            // false: used only where it is asked for by its name
 };
 
 struct DeviceGeometry {
@@ -54,18 +63,18 @@ struct DeviceGeometry {
   bool can_discard = false;
   uint32_t discard_granularity_blocks = 1;
   std::vector<CopyLimits> copies;       // what it offers, best first; empty: none
-  std::vector<std::string> copy_refusals;  // why an engine is not offered: "ficlonerange: ext4 cannot clone"
+  std::vector<std::string> copy_refusals;  // why an engine is not offered: "hostfile: ext4 cannot clone"
 };
 
 struct IoRequest {
   enum class Op : uint8_t { kRead, kWrite, kFlush, kDiscard, kCopy };
 
   Op op = Op::kRead;
-  CopyPath copy_path = CopyPath::kDevice;        // kCopy: one that geometry().copies offers
+  uint32_t copy_index = 0;                       // kCopy: which of geometry().copies
   BlockRange range;                              // on the device; kCopy: the target run
   std::span<const MemoryPiece> memory;           // kRead, kWrite: sums to range.count
   std::span<const BlockRange> sources;           // kCopy: in target order, sums to range.count
-  uint64_t timeout_ns = 0;                       // kCopy: 0 is none
+  uint64_t timeout_ns = 0;                       // kCopy: after which the driver gives up; 0: its default
 
   Result<> result;                               // set before the waiter runs
   uint64_t good_blocks = 0;                      // kCopy: known-good prefix of the target, also on error

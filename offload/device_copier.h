@@ -18,8 +18,11 @@ class DeviceCopier {
   // Takes a kCopy request that keeps to limits() and lies on the device, and hands it, when it is
   // done, to the sink given at construction, with result and good_blocks set. Called outside the
   // core by any thread; must not block: the thread may be one that serves the filesystem's users.
-  // Errors in the result: kNotSupported (this way is closed: the caller goes another), kTimedOut
-  // (it may still take effect), kNoSpace, kIo.
+  // request.timeout_ns goes to the driver, which aborts the command then; the copier waits for that
+  // as long as it takes (the caller has a timer of its own). Errors in the result: kNotSupported (the
+  // device refused this kind of command: the caller goes another way), kTimedOut (it may still take
+  // effect, and nobody will say when), kNoSpace, kIo. The text of an error is a reason for a person;
+  // it is counted by its text, so it must be one of few.
   virtual void start(IoRequest& request) = 0;
 };
 

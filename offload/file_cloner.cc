@@ -66,20 +66,20 @@ std::string clone_in_scratch_file(int fd) {
   auto bytes = static_cast<ssize_t>(block.size());
   if (ftruncate(fd, 2 * kBlockBytes) != 0 ||
       pwrite(fd, block.data(), block.size(), kBlockBytes) != bytes) {
-    return fmt::format("ficlonerange: cannot write a scratch file beside the image: {}",
+    return fmt::format("hostfile: cannot write a scratch file beside the image: {}",
                        std::strerror(errno));
   }
   int error = clone_range(fd, kBlockBytes, kBlockBytes, 0);
   if (error == EOPNOTSUPP || error == ENOTTY) {
-    return fmt::format("ficlonerange: host filesystem {} cannot clone", filesystem_name(fd));
+    return fmt::format("hostfile: host filesystem {} cannot clone", filesystem_name(fd));
   }
   if (error != 0) {
-    return fmt::format("ficlonerange: host filesystem {} cannot clone a block of 4096 bytes: {}",
+    return fmt::format("hostfile: host filesystem {} cannot clone a block of 4096 bytes: {}",
                        filesystem_name(fd), std::strerror(error));
   }
   std::array<char, kBlockBytes> back{};
   if (pread(fd, back.data(), back.size(), 0) != bytes || back != block) {
-    return fmt::format("ficlonerange: host filesystem {} cloned wrongly", filesystem_name(fd));
+    return fmt::format("hostfile: host filesystem {} cloned wrongly", filesystem_name(fd));
   }
   return "";
 }
@@ -89,18 +89,18 @@ std::string clone_in_scratch_file(int fd) {
 std::expected<std::unique_ptr<FileCloner>, std::string> FileCloner::probe(
     const OpenedTarget& target, RequestSink& sink) {
   if (target.is_block_device()) return std::unexpected("hostfile: target is a block device");
-  if (target.read_only()) return std::unexpected("ficlonerange: target is opened read-only");
+  if (target.read_only()) return std::unexpected("hostfile: target is opened read-only");
   std::string directory = directory_of(target.path());
   OwnedFd scratch(open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   if (!scratch.valid()) {
     return std::unexpected(fmt::format(
-        "ficlonerange: cannot create a scratch file beside the image: {}", std::strerror(errno)));
+        "hostfile: cannot create a scratch file beside the image: {}", std::strerror(errno)));
   }
   struct stat image_status {};
   struct stat scratch_status {};
   if (fstat(target.fd(), &image_status) != 0 || fstat(scratch.get(), &scratch_status) != 0 ||
       image_status.st_dev != scratch_status.st_dev) {
-    return std::unexpected("ficlonerange: the image is not on the filesystem of its directory");
+    return std::unexpected("hostfile: the image is not on the filesystem of its directory");
   }
   std::string reason = clone_in_scratch_file(scratch.get());
   if (!reason.empty()) return std::unexpected(reason);
@@ -110,7 +110,7 @@ std::expected<std::unique_ptr<FileCloner>, std::string> FileCloner::probe(
 FileCloner::FileCloner(const OpenedTarget& target, RequestSink& sink)
     : target_(target), sink_(sink) {
   limits_.path = CopyPath::kHostFile;
-  limits_.engine = "ficlonerange";
+  limits_.engine = "hostfile";
   limits_.ranges_max = 1024;
   limits_.range_blocks_max = blocks_of_bytes(uint64_t{1} << 30);
   limits_.operation_blocks_max = blocks_of_bytes(uint64_t{1} << 30);

@@ -18,7 +18,7 @@ namespace cofs {
 class FileCloner final : public DeviceCopier {
  public:
   // Clones within a scratch file without a name, made beside the image. The error is the reason for
-  // which cloning is not offered, for a person: "ficlonerange: host filesystem ext4 cannot clone".
+  // which cloning is not offered, for a person: "hostfile: host filesystem ext4 cannot clone".
   // `target` and `sink` must outlive the cloner.
   static std::expected<std::unique_ptr<FileCloner>, std::string> probe(const OpenedTarget& target,
                                                                        RequestSink& sink);

@@ -60,7 +60,7 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(OpenedTarget target, Monito
   device->geometry_ = std::move(*geometry);
   if (options.direct) device->enable_direct_io(buffers);
   device->start_threads(options.register_memory ? buffers.arena() : std::span<std::byte>());
-  device->probe_copiers();
+  device->find_copiers();
   return device;
 }
 
@@ -133,29 +133,14 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
       "cofs-io", kSubstituteWorkers, [this](IoRequest& request) { serve_transfer(request); });
 }
 
-void FileDevice::probe_copiers() {
+void FileDevice::find_copiers() {
   auto cloner = FileCloner::probe(target_, *this);
-  if (cloner) {
-    add_copier(std::move(*cloner));
-  } else {
-    add_copy_refusal(cloner.error());
+  if (!cloner) {
+    geometry_.copy_refusals.push_back(std::move(cloner.error()));
+    return;
   }
-}
-
-void FileDevice::add_copier(std::unique_ptr<DeviceCopier> copier) {
-  geometry_.copies.insert(geometry_.copies.begin(), copier->limits());
-  copiers_.insert(copiers_.begin(), std::move(copier));
-}
-
-void FileDevice::add_copy_refusal(std::string reason) {
-  geometry_.copy_refusals.push_back(std::move(reason));
-}
-
-DeviceCopier* FileDevice::copier_of(CopyPath path) const {
-  for (const auto& copier : copiers_) {
-    if (copier->limits().path == path) return copier.get();
-  }
-  return nullptr;
+  geometry_.copies.push_back((*cloner)->limits());
+  copiers_.push_back(std::move(*cloner));
 }
 
 FileDeviceCounters FileDevice::counters() const {
@@ -198,7 +183,7 @@ void FileDevice::dispatch(RequestList requests, uint32_t count) {
       case IoRequest::Op::kWrite: transfers.push(*request); break;
       case IoRequest::Op::kFlush: flusher_->submit(*request); break;
       case IoRequest::Op::kDiscard: discarder_->submit(*request); break;
-      case IoRequest::Op::kCopy: copier_of(request->copy_path)->start(*request); break;
+      case IoRequest::Op::kCopy: copiers_[request->copy_index]->start(*request); break;
     }
   }
   submit_transfers(transfers);
@@ -225,7 +210,7 @@ Result<> FileDevice::check(const IoRequest& request) const {
     blocks += source.count;
   }
   COFS_ASSERT(blocks == request.range.count);
-  if (copier_of(request.copy_path) == nullptr) {
+  if (request.copy_index >= copiers_.size()) {
     return fail(Code::kNotSupported, "device does not offer this way of copying",
                 request.range.start);
   }

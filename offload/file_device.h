@@ -56,10 +56,6 @@ class FileDevice final : public Device, private RequestSink {
   const DeviceGeometry& geometry() const override { return geometry_; }
   void submit(IoRequest& request) override;
 
-  // Another way of copying, to be preferred to those that are there; before the first request only.
-  void add_copier(std::unique_ptr<DeviceCopier> copier);
-  void add_copy_refusal(std::string reason);
-
   OpenedTarget& target() { return target_; }
   FileDeviceCounters counters() const;
 
@@ -78,7 +74,7 @@ class FileDevice final : public Device, private RequestSink {
              const FileDeviceOptions& options);
   void enable_direct_io(BufferPool& buffers);
   void start_threads(std::span<std::byte> memory);
-  void probe_copiers();
+  void find_copiers();
 
   void dispatch(RequestList requests, uint32_t count);
   Result<> check(const IoRequest& request) const;
@@ -88,7 +84,6 @@ class FileDevice final : public Device, private RequestSink {
   void serve_transfer(IoRequest& request);
   void serve_flush(IoRequest& request);
   void serve_discard(IoRequest& request);
-  DeviceCopier* copier_of(CopyPath path) const;
 
   void finish(IoRequest& request);
   void finished(std::span<IoRequest* const> requests) override;
@@ -114,7 +109,7 @@ class FileDevice final : public Device, private RequestSink {
   std::atomic<uint64_t> inline_requests_{0};
   std::atomic<uint64_t> handed_over_{0};
 
-  std::vector<std::unique_ptr<DeviceCopier>> copiers_;
+  std::vector<std::unique_ptr<DeviceCopier>> copiers_;  // in the order of geometry_.copies
   std::unique_ptr<WorkerThreads> flusher_;
   std::unique_ptr<WorkerThreads> discarder_;
   std::unique_ptr<WorkerThreads> substitutes_;  // only where there is no io_uring

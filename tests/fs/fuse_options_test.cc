@@ -43,8 +43,10 @@ TEST(MountOptions, OwnOptions) {
   EXPECT_EQ(options.store_options().cache_bytes, 128U << 20);
   EXPECT_EQ(options.fs_options().dirty_bytes_max, 1U << 20);
   EXPECT_EQ(options.allow_other, true);
-  EXPECT_FALSE(options.store_options().copy.allow_device);
-  EXPECT_TRUE(options.store_options().copy.allow_host_file);
+  EXPECT_EQ(options.store_options().copy.engine, "hostfile");
+  EXPECT_EQ(options.store_options().copy.timeout_ns, 30'000'000'000U);
+  EXPECT_EQ(options.store_options().copy_verify_percent, 1U);
+  EXPECT_EQ(options.store_options().copy_measuring, CopyMeasuring::kOnce);
 }
 
 TEST(MountOptions, LaterOptionsWin) {
@@ -53,11 +55,16 @@ TEST(MountOptions, LaterOptionsWin) {
   EXPECT_EQ(parsed("commit=1,commit=2").commit_seconds, 2U);
 }
 
-TEST(MountOptions, HostCopyExcludesTheOthers) {
-  StoreOptions store = parsed("copy_engine=host").store_options();
-  EXPECT_FALSE(store.copy.allow_device);
-  EXPECT_FALSE(store.copy.allow_host_file);
+TEST(MountOptions, CopyOptions) {
+  StoreOptions store =
+      parsed("copy_engine=nvme,copy_verify=100,copy_timeout=5,copy_measure=never").store_options();
+  EXPECT_EQ(store.copy.engine, "nvme");
   EXPECT_TRUE(store.copy.allow_host);
+  EXPECT_EQ(store.copy_verify_percent, 100U);
+  EXPECT_EQ(store.copy.timeout_ns, 5'000'000'000U);
+  EXPECT_EQ(store.copy_measuring, CopyMeasuring::kNever);
+  EXPECT_EQ(parsed("copy_engine=auto").store_options().copy.engine, "");
+  EXPECT_EQ(parsed("copy_measure=always").copy_measuring, CopyMeasuring::kAlways);
 }
 
 TEST(MountOptions, WordsOfMountAreKeptOrDropped) {

@@ -51,7 +51,8 @@ struct Bench {
         const CopyEngineOptions& engine_options = CopyEngineOptions())
       : world(seed),
         device(world, source_image(), device_options),
-        engine(device, world.executor, world.buffers, world.journal, engine_options) {}
+        engine(device, world.executor, world.clock, world.buffers, world.journal, engine_options) {}
+  ~Bench() { world.run(engine.settle()); }
 
   CopyOutcome gather(const std::vector<BlockRange>& sources, uint64_t target = kTarget) {
     return world.run(engine.gather(sources, target));
@@ -232,10 +233,119 @@ TEST(CopyEngine, ATimeoutPutsTheTargetInDoubtAndStops) {
     EXPECT_LT(outcome.good_blocks, 1024U);
     EXPECT_TRUE(bench.holds(sources, kTarget, outcome.good_blocks));
     EXPECT_EQ(bench.operations_by(CopyPath::kHostFile) + bench.operations_by(CopyPath::kHost), 0U);
-    EXPECT_EQ(bench.engine.counters().refused.at("nvme: device timed out, copy"), 1U);
+    EXPECT_EQ(bench.engine.counters().refused.at("nvme: device timed out, the device did not answer in time"), 1U);
     bench.world.run_until_idle();
     ASSERT_TRUE(bench.gather(sources, 8192).result);  // elsewhere, it goes on
   }
+}
+
+// What is held for the target goes when the device has answered after all, and not before.
+TEST(CopyEngine, AnAbandonedCommandHoldsItsTargetUntilItIsAnswered) {
+  for (uint64_t seed = 0; seed < 40; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Bench bench(seed, options_with({nvme_limits()}));
+    bench.device.fail_at(1 + seed % 5, SimFault::kSlow);
+    auto hold = std::make_shared<int>(0);
+    const std::vector<BlockRange> sources = {BlockRange{0, 1024}};
+    const CopyOutcome outcome = bench.world.run(bench.engine.gather(sources, kTarget, hold));
+    ASSERT_FALSE(outcome.result);
+    EXPECT_EQ(outcome.result.error().code, Code::kTimedOut);
+    EXPECT_TRUE(outcome.target_in_doubt);
+    EXPECT_TRUE(bench.holds(sources, kTarget, outcome.good_blocks));
+    EXPECT_EQ(hold.use_count(), 2);
+    EXPECT_EQ(bench.device.in_flight(), 1U);
+    bench.world.run_until_idle();
+    EXPECT_EQ(hold.use_count(), 1);
+    EXPECT_EQ(bench.world.journal.count("a copy that had timed out was answered: done"), 1U);
+    ASSERT_TRUE(bench.gather(sources, kTarget).result);  // it is safe there now
+    EXPECT_TRUE(bench.holds(sources, kTarget, 1024));
+  }
+}
+
+TEST(CopyEngine, ATargetThatTheDriverLeavesInDoubtIsHeldToTheEnd) {
+  Bench bench(3, options_with({nvme_limits()}));
+  bench.device.fail_at(1, SimFault::kTimeout);
+  auto hold = std::make_shared<int>(0);
+  const std::vector<BlockRange> sources = {BlockRange{0, 16}};
+  const CopyOutcome outcome = bench.world.run(bench.engine.gather(sources, kTarget, hold));
+  EXPECT_TRUE(outcome.target_in_doubt);
+  bench.world.run_until_idle();
+  EXPECT_EQ(hold.use_count(), 2);
+  bench.world.run(bench.engine.settle());
+  EXPECT_EQ(hold.use_count(), 1);
+}
+
+TEST(CopyEngine, CommandsBeyondTheDisksOfASourceGoByTheHost) {
+  CopyLimits limits = nvme_limits();
+  limits.regions = {CopyRegion{BlockRange{0, 1000}, 0}, CopyRegion{BlockRange{1000, 15384}, 1}};
+  Bench bench(4, options_with({limits}));
+  const std::vector<BlockRange> sources = {BlockRange{900, 200}};  // the target is on disk 1
+  ASSERT_TRUE(bench.gather(sources).result);
+  EXPECT_TRUE(bench.holds(sources, kTarget, 200));
+  EXPECT_EQ(bench.blocks_by(CopyPath::kHost), 100U);
+  EXPECT_EQ(bench.blocks_by(CopyPath::kDevice), 100U);
+  EXPECT_EQ(bench.engine.counters().refused.at("nvme: source and target on different disks"), 1U);
+  EXPECT_EQ(bench.engine.preferred(), CopyPath::kDevice);
+}
+
+CopyRates rates_of(uint64_t host, uint64_t nvme) {
+  CopyRates rates;
+  rates.engines.resize(2);
+  rates.engines[0].engine = "host";
+  rates.engines[1].engine = "nvme";
+  rates.engines[0].bytes_per_second.fill(1000);
+  rates.engines[1].bytes_per_second.fill(1000);
+  rates.engines[0].bytes_per_second[0] = host;
+  rates.engines[1].bytes_per_second[0] = nvme;
+  return rates;
+}
+
+TEST(CopyEngine, RatesDecideByTheLengthOfTheRanges) {
+  const std::vector<BlockRange> scattered = {BlockRange{0, 1}, BlockRange{8, 1}, BlockRange{16, 1}};
+  const std::vector<BlockRange> longer = {BlockRange{0, 64}};
+  Bench bench(5, options_with({nvme_limits()}));
+  bench.engine.set_rates(rates_of(2002, 1000));
+  EXPECT_EQ(bench.engine.engine_for(1), "host");
+  EXPECT_EQ(bench.engine.engine_for(16), "nvme");
+  ASSERT_TRUE(bench.gather(scattered).result);
+  EXPECT_EQ(bench.blocks_by(CopyPath::kHost), 3U);
+  EXPECT_EQ(bench.engine.counters().refused.at(
+                "nvme: the host is over twice as fast at ranges of 4 KiB"),
+            1U);
+  ASSERT_TRUE(bench.gather(longer, 8192).result);
+  EXPECT_EQ(bench.blocks_by(CopyPath::kDevice), 64U);
+  bench.engine.set_rates(rates_of(2000, 1000));  // not more than twice: the device spares the host
+  EXPECT_EQ(bench.engine.engine_for(1), "nvme");
+  bench.engine.set_rates(rates_of(2000, 0));  // it failed when it was measured
+  EXPECT_EQ(bench.engine.engine_for(1), "host");
+
+  CopyEngineOptions forced;
+  forced.engine = "nvme";
+  Bench other(6, options_with({nvme_limits()}), forced);
+  other.engine.set_rates(rates_of(9000, 1000));
+  EXPECT_EQ(other.engine.engine_for(1), "nvme");
+}
+
+TEST(CopyEngine, ACondemnedPathIsLeft) {
+  Bench bench(7, options_with({nvme_limits()}));
+  bench.engine.condemn(CopyPath::kDevice, "because it lied");
+  ASSERT_TRUE(bench.gather({BlockRange{0, 8}}).result);
+  EXPECT_EQ(bench.blocks_by(CopyPath::kHost), 8U);
+  EXPECT_EQ(bench.world.journal.count("copy engine nvme is left until the next mount because it lied"),
+            1U);
+}
+
+TEST(CopyEngine, AnEngineThatIsNotAutomaticMustBeAskedFor) {
+  CopyLimits token = make_limits(CopyPath::kDevice, "token", 8, 32, 64, 2);
+  token.automatic = false;
+  const std::vector<CopyLimits> copies = {clone_limits(), token};
+  Bench automatic(8, options_with(copies));
+  EXPECT_EQ(automatic.engine.engine_for(1), "clone");
+  CopyEngineOptions forced;
+  forced.engine = "token";
+  Bench asked(8, options_with(copies), forced);
+  ASSERT_TRUE(asked.gather({BlockRange{0, 8}}).result);
+  EXPECT_EQ(asked.blocks_by(CopyPath::kDevice), 8U);
 }
 
 TEST(CopyEngine, ASilentlyWrongCopyIsBelieved) {
@@ -338,25 +448,24 @@ TEST(CopyEngine, ConcurrentGathersShareTheLimits) {
 
 TEST(CopyEngine, WithoutAnOfferTheReasonsAreCounted) {
   SimDeviceOptions options;
-  options.copy_refusals = {"ficlonerange: ext4 cannot clone", "nvme: not a namespace"};
+  options.copy_refusals = {"hostfile: ext4 cannot clone", "nvme: not a namespace"};
   Bench bench(1, options);
   ASSERT_TRUE(bench.gather({BlockRange{0, 8}}).result);
   ASSERT_TRUE(bench.gather({BlockRange{0, 8}}, 8192).result);
-  EXPECT_EQ(bench.engine.counters().refused.at("ficlonerange: ext4 cannot clone"), 2U);
+  EXPECT_EQ(bench.engine.counters().refused.at("hostfile: ext4 cannot clone"), 2U);
   EXPECT_EQ(bench.engine.counters().refused.at("nvme: not a namespace"), 2U);
   EXPECT_EQ(bench.engine.preferred(), CopyPath::kHost);
 }
 
 TEST(CopyEngine, ForbiddenPathsAreNotTaken) {
   CopyEngineOptions engine_options;
-  engine_options.allow_device = false;
+  engine_options.engine = "clone";
   Bench clone(1, options_with({nvme_limits(), clone_limits()}), engine_options);
   EXPECT_EQ(clone.engine.preferred(), CopyPath::kHostFile);
   ASSERT_TRUE(clone.gather({BlockRange{0, 8}}).result);
   EXPECT_EQ(clone.engine.counters().refused.at("nvme: not allowed"), 1U);
   EXPECT_EQ(clone.blocks_by(CopyPath::kHostFile), 8U);
 
-  engine_options.allow_host_file = false;
   engine_options.allow_host = false;
   Bench none(1, options_with({nvme_limits()}), engine_options);
   const CopyOutcome outcome = none.gather({BlockRange{0, 8}});

@@ -371,12 +371,12 @@ TEST_F(FileDeviceTest, CloneIsOfferedOnlyWhereTheHostCan) {
   const DeviceGeometry& geometry = device_->geometry();
   EXPECT_EQ(geometry.copies.size() + geometry.copy_refusals.size(), 1u);
   if (!geometry.copies.empty()) GTEST_SKIP() << "the temporary directory's filesystem can clone";
-  EXPECT_EQ(geometry.copy_refusals.front().rfind("ficlonerange: host filesystem ", 0), 0u)
+  EXPECT_EQ(geometry.copy_refusals.front().rfind("hostfile: host filesystem ", 0), 0u)
       << geometry.copy_refusals.front();
   BlockRange source{0, 4};
   IoRequest request;
   request.op = IoRequest::Op::kCopy;
-  request.copy_path = CopyPath::kHostFile;
+  request.copy_index = 0;
   request.range = {100, 4};
   request.sources = {&source, 1};
   EXPECT_EQ(run_blocking(monitor_, copy(request)).error().code, Code::kNotSupported);
@@ -389,14 +389,14 @@ TEST_F(FileDeviceTest, ClonesWithinAnImageOnXfs) {
     options.direct = direct;
     open(options);
     ASSERT_EQ(device_->geometry().copies.size(), 1u) << device_->geometry().copy_refusals.front();
-    EXPECT_EQ(device_->geometry().copies.front().engine, "ficlonerange");
+    EXPECT_EQ(device_->geometry().copies.front().engine, "hostfile");
     EXPECT_EQ(device_->geometry().copies.front().path, CopyPath::kHostFile);
     uint64_t version = direct ? 1 : 2;
     ASSERT_TRUE(run_blocking(monitor_, write_version({0, 256}, version)));
     std::vector<BlockRange> sources = {{10, 5}, {200, 56}, {0, 1}};
     IoRequest request;
     request.op = IoRequest::Op::kCopy;
-    request.copy_path = CopyPath::kHostFile;
+    request.copy_index = 0;
     request.range = {5000, 62};
     request.sources = sources;
     auto copied = run_blocking(monitor_, copy(request));
@@ -420,7 +420,7 @@ TEST_F(FileDeviceTest, PartialCloneReportsItsKnownGoodPrefix) {
   std::vector<BlockRange> sources = {{0, 8}, {5004, 8}};
   IoRequest request;
   request.op = IoRequest::Op::kCopy;
-  request.copy_path = CopyPath::kHostFile;
+  request.copy_index = 0;
   request.range = {5000, 16};
   request.sources = sources;
   auto copied = run_blocking(monitor_, copy(request));

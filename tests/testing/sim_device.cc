@@ -134,7 +134,8 @@ uint64_t SimDevice::latency_ns(Op op, uint64_t blocks) {
 void SimDevice::schedule(Flight& flight, uint64_t timeout_ns) {
   const uint64_t id = flight.id;
   const uint64_t now_ns = world_.clock.monotonic_ns();
-  const uint64_t duration_ns = latency_ns(flight.op, flight.range.count);
+  uint64_t duration_ns = latency_ns(flight.op, flight.range.count);
+  if (flight.fault == SimFault::kSlow) duration_ns = std::max(duration_ns, timeout_ns / 4 * 3);
   if (flight.op == Op::kCopy && timeout_ns != 0 &&
       (flight.fault == SimFault::kTimeout || duration_ns > timeout_ns)) {
     flight.events.push_back(

@@ -40,6 +40,7 @@ enum class SimFault : uint8_t {
   kLying,       // flush: reported done, nothing was made durable
   kPartial,     // copy: kIo after some good prefix; beyond it, some blocks landed and some not
   kTimeout,     // copy: kTimedOut; lands later, or at a crash, or never
+  kSlow,        // copy: done, but only after three quarters of its timeout
   kSilentWrong, // copy: reported done, with wrong bytes in some blocks
 };
 
@@ -52,6 +53,7 @@ struct SimFaults {
   double copy_error = 0;
   double copy_partial = 0;
   double copy_timeout = 0;
+  double copy_slow = 0;
   double copy_silent_wrong = 0;
   double phantom_write = 0;
   double misdirected_write = 0;

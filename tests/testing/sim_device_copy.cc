@@ -28,6 +28,26 @@ void SimDevice::start_copy(Flight& flight, const IoRequest& request) {
   read_sources(flight, 0);
 }
 
+namespace {
+
+// The disk whose region holds all of `range`, if one does.
+std::optional<uint32_t> disk_of(const CopyLimits& limits, BlockRange range) {
+  for (const CopyRegion& region : limits.regions) {
+    if (region.blocks.start <= range.start && range.end() <= region.blocks.end()) return region.disk;
+  }
+  return std::nullopt;
+}
+
+bool keeps_to_regions(const CopyLimits& limits, const IoRequest& request) {
+  if (limits.regions.empty()) return true;
+  const std::optional<uint32_t> disk = disk_of(limits, request.range);
+  return disk && std::ranges::all_of(request.sources, [&](BlockRange source) {
+           return disk_of(limits, source) == disk;
+         });
+}
+
+}  // namespace
+
 void SimDevice::check_copy(const IoRequest& request) const {
   uint64_t blocks = 0;
   uint64_t longest = 0;
@@ -38,12 +58,11 @@ void SimDevice::check_copy(const IoRequest& request) const {
     longest = std::max(longest, source.count);
   }
   COFS_ASSERT(blocks == request.range.count);
-  const bool within_limits =
-      std::ranges::any_of(geometry_.copies, [&](const CopyLimits& limits) {
-        return limits.path == request.copy_path && request.sources.size() <= limits.ranges_max &&
-               longest <= limits.range_blocks_max && blocks <= limits.operation_blocks_max;
-      });
-  COFS_ASSERT(within_limits);
+  COFS_ASSERT(request.copy_index < geometry_.copies.size());
+  const CopyLimits& limits = geometry_.copies[request.copy_index];
+  COFS_ASSERT(request.sources.size() <= limits.ranges_max && longest <= limits.range_blocks_max &&
+              blocks <= limits.operation_blocks_max);
+  COFS_ASSERT(keeps_to_regions(limits, request));
 }
 
 // A block's source is read once, at the moment drawn for it.

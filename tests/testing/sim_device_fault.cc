@@ -19,6 +19,7 @@ bool applies(SimFault fault, IoRequest::Op op) {
     case SimFault::kLying: return op == Op::kFlush;
     case SimFault::kPartial:
     case SimFault::kTimeout:
+    case SimFault::kSlow:
     case SimFault::kSilentWrong: return op == Op::kCopy;
   }
   return false;
@@ -52,6 +53,7 @@ SimFault SimDevice::draw_fault(const IoRequest& request, bool counted) {
     case Op::kCopy:
       perhaps(SimFault::kSilentWrong, chances.copy_silent_wrong);
       perhaps(SimFault::kTimeout, chances.copy_timeout);
+      perhaps(SimFault::kSlow, chances.copy_slow);
       perhaps(SimFault::kPartial, chances.copy_partial);
       perhaps(SimFault::kError, chances.copy_error);
       break;

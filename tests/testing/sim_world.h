@@ -140,11 +140,15 @@ struct SimWorld {
     *done = true;
   }
 
+  static constexpr uint64_t kDelayMaxNs = 1'000'000;  // of a runnable task by one event
+
   bool step_before(uint64_t deadline_ns) {
     const std::optional<uint64_t> due = clock.next_due();
     const bool event_possible = due && *due <= deadline_ns;
-    // An event may come before tasks that are runnable, as completions do in real life.
-    const bool event_first = event_possible && executor.shuffle() && choices.below(8) == 0;
+    // An event may come before tasks that are runnable, as completions do in real life; but no task is
+    // kept from running for so long that a timeout would be its fault.
+    const bool event_first = event_possible && *due - clock.monotonic_ns() < kDelayMaxNs &&
+                             executor.shuffle() && choices.below(8) == 0;
     if (!event_first && executor.run_one()) return true;
     return event_possible && clock.advance();
   }

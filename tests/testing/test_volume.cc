@@ -66,6 +66,10 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
     limits.operation_blocks_max = limits.range_blocks_max * limits.ranges_max;
     limits.in_flight_max = static_cast<uint32_t>(random.between(1, 4));
     options.device.copies.push_back(limits);
+    const uint64_t verify = random.below(3);
+    options.store.copy_verify_percent = verify == 0 ? 0 : verify == 1 ? 1 : 100;
+    options.store.copy.timeout_ns = 100'000'000;
+    if (random.below(8) == 0) options.store.copy_measuring = CopyMeasuring::kOnce;
   }
   return options;
 }
