@@ -4,16 +4,17 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
+
+#include "offload/base/error.h"
 
 namespace cofs {
 
-Ring::Ring() : ring_(std::make_unique<io_uring>()) {}
+namespace {
 
-Ring::~Ring() {
-  if (ready_) io_uring_queue_exit(ring_.get());
-}
-
-std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries) {
+// Sets `ring` up with `flags` and the best of the flags that only make it faster; the name of
+// these. The error is an errno.
+std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_t flags) {
   struct Flavour {
     uint32_t flags;
     const char* name;
@@ -23,20 +24,37 @@ std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries) {
       {IORING_SETUP_COOP_TASKRUN, "coop_taskrun"},
       {0, "plain"},
   };
-  std::unique_ptr<Ring> ring(new Ring);
   int error = 0;
   for (const Flavour& flavour : kFlavours) {
     io_uring_params params{};
-    params.flags = flavour.flags;
-    error = -io_uring_queue_init_params(entries, ring->ring_.get(), &params);
-    if (error == 0) {
-      ring->ready_ = true;
-      ring->flavour_ = flavour.name;
-      return ring;
-    }
+    params.flags = flags | flavour.flags;
+    error = -io_uring_queue_init_params(entries, &ring, &params);
+    if (error == 0) return flavour.name;
     if (error != EINVAL) break;  // not a matter of flags
   }
   return std::unexpected(error);
+}
+
+int submit_to(io_uring& ring, bool wait) {
+  int outcome = wait ? io_uring_submit_and_wait(&ring, 1) : io_uring_submit_and_get_events(&ring);
+  return outcome < 0 ? -outcome : 0;
+}
+
+}  // namespace
+
+Ring::Ring() : ring_(std::make_unique<io_uring>()) {}
+
+Ring::~Ring() {
+  if (ready_) io_uring_queue_exit(ring_.get());
+}
+
+std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries) {
+  std::unique_ptr<Ring> ring(new Ring);
+  auto flavour = set_up(*ring->ring_, entries, 0);
+  if (!flavour) return std::unexpected(flavour.error());
+  ring->ready_ = true;
+  ring->flavour_ = *flavour;
+  return ring;
 }
 
 int Ring::register_memory(std::span<std::byte> memory) {
@@ -93,9 +111,7 @@ bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, void* 
 }
 
 int Ring::submit(bool wait) {
-  int outcome =
-      wait ? io_uring_submit_and_wait(ring_.get(), 1) : io_uring_submit_and_get_events(ring_.get());
-  return outcome < 0 ? -outcome : 0;
+  return submit_to(*ring_, wait);
 }
 
 uint32_t Ring::reap(std::span<RingCompletion> completions) {
@@ -106,6 +122,64 @@ uint32_t Ring::reap(std::span<RingCompletion> completions) {
     if (count == completions.size()) break;
     completions[count].tag = io_uring_cqe_get_data(entry);
     completions[count].outcome = entry->res;
+    count++;
+  }
+  io_uring_cq_advance(ring_.get(), count);
+  return count;
+}
+
+CommandRing::CommandRing() : ring_(std::make_unique<io_uring>()) {}
+
+CommandRing::~CommandRing() {
+  if (ready_) io_uring_queue_exit(ring_.get());
+}
+
+std::expected<std::unique_ptr<CommandRing>, int> CommandRing::create(uint32_t entries) {
+  std::unique_ptr<CommandRing> ring(new CommandRing);
+  auto flavour = set_up(*ring->ring_, entries, IORING_SETUP_SQE128 | IORING_SETUP_CQE32);
+  if (!flavour) return std::unexpected(flavour.error());
+  ring->ready_ = true;
+  return ring;
+}
+
+bool CommandRing::command(int fd, uint32_t operation, std::span<const std::byte> payload,
+                          void* tag) {
+  constexpr size_t kEntryBytes = 2 * sizeof(io_uring_sqe);
+  static_assert(offsetof(io_uring_sqe, cmd) + kPayloadBytesMax == kEntryBytes);
+  COFS_ASSERT(payload.size() <= kPayloadBytesMax);
+  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  if (entry == nullptr) return false;
+  auto* bytes = reinterpret_cast<std::byte*>(entry);
+  std::fill_n(bytes, kEntryBytes, std::byte{0});
+  entry->opcode = IORING_OP_URING_CMD;
+  entry->fd = fd;
+  entry->cmd_op = operation;
+  std::ranges::copy(payload, bytes + offsetof(io_uring_sqe, cmd));
+  io_uring_sqe_set_data(entry, tag);
+  return true;
+}
+
+bool CommandRing::read_event(int fd, uint64_t& count, void* tag) {
+  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  if (entry == nullptr) return false;
+  io_uring_prep_read(entry, fd, &count, sizeof(count), 0);
+  io_uring_sqe_set_data(entry, tag);
+  return true;
+}
+
+int CommandRing::submit(bool wait) {
+  return submit_to(*ring_, wait);
+}
+
+uint32_t CommandRing::reap(std::span<CommandCompletion> completions) {
+  uint32_t count = 0;
+  unsigned head = 0;
+  io_uring_cqe* entry = nullptr;
+  io_uring_for_each_cqe(ring_.get(), head, entry) {
+    if (count == completions.size()) break;
+    completions[count].tag = io_uring_cqe_get_data(entry);
+    completions[count].outcome = entry->res;
+    completions[count].value = entry->big_cqe[0];
     count++;
   }
   io_uring_cq_advance(ring_.get(), count);

@@ -1,9 +1,10 @@
-// Ring: an io_uring for reads and writes, owned by one thread. The only place where liburing
-// enters.
+// Ring: an io_uring for reads and writes; CommandRing: one for commands that a driver passes to its
+// device. Each is owned by one thread. The only place where liburing enters.
 //
 // All calls, creation included, are made by the thread that waits on the ring: then completions are
 // reaped in that thread's own time and wake nobody else (SINGLE_ISSUER, DEFER_TASKRUN; on kernels
-// before 6.1 the ring goes without them and is only slower).
+// before 6.1 the ring goes without them and is only slower). Commands get along with these flags:
+// seen with NVMe on 6.1 and 6.12, and with /dev/null on 6.18.
 #pragma once
 
 #include <sys/uio.h>
@@ -64,6 +65,42 @@ class Ring {
   bool ready_ = false;
   std::vector<iovec> registered_;
   const char* flavour_ = "";
+};
+
+struct CommandCompletion {
+  void* tag = nullptr;
+  int32_t outcome =
+      0;  // what the driver makes of it: 0, a status of the device, or a negative errno
+  uint64_t value = 0;  // what the device returned besides
+};
+
+// A ring with entries of twice the size: a command lies in the entry itself.
+class CommandRing {
+ public:
+  // What a command may take of an entry.
+  static constexpr size_t kPayloadBytesMax = 80;
+
+  // The error is an errno; EINVAL on kernels before 5.19, which have no commands.
+  static std::expected<std::unique_ptr<CommandRing>, int> create(uint32_t entries);
+  ~CommandRing();
+  CommandRing(const CommandRing&) = delete;
+
+  // As Ring::read: false when no entry is free. `operation` and `payload` are the driver's (for
+  // NVMe: linux/nvme_ioctl.h); the payload is copied, what it points to stays untouched until the
+  // completion.
+  bool command(int fd, uint32_t operation, std::span<const std::byte> payload, void* tag);
+  // Reads an eventfd, which makes it the ring's wake-up.
+  bool read_event(int fd, uint64_t& count, void* tag);
+
+  // As Ring's.
+  int submit(bool wait);
+  uint32_t reap(std::span<CommandCompletion> completions);
+
+ private:
+  CommandRing();
+
+  std::unique_ptr<io_uring> ring_;
+  bool ready_ = false;
 };
 
 }  // namespace cofs
