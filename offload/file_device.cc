@@ -12,7 +12,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "offload/file_cloner.h"
+#include "offload/copier_probe.h"
 #include "offload/target_geometry.h"
 #include "offload/transfer.h"
 
@@ -134,13 +134,13 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
 }
 
 void FileDevice::find_copiers() {
-  auto cloner = FileCloner::probe(target_, *this);
-  if (!cloner) {
-    geometry_.copy_refusals.push_back(std::move(cloner.error()));
-    return;
+  ProbedCopiers probed = probe_copiers(target_, geometry_.block_count, *this);
+  for (ProbedCopiers::Offer& offer : probed.offers) {
+    CopyLimits& limits = geometry_.copies.emplace_back(offer.copier->limits());
+    limits.automatic = offer.automatic;
+    copiers_.push_back(std::move(offer.copier));
   }
-  geometry_.copies.push_back((*cloner)->limits());
-  copiers_.push_back(std::move(*cloner));
+  geometry_.copy_refusals = std::move(probed.refusals);
 }
 
 FileDeviceCounters FileDevice::counters() const {

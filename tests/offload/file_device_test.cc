@@ -470,7 +470,7 @@ TEST_F(FileDeviceTest, WorksOnALoopDevice) {
   open();
   EXPECT_TRUE(device_->geometry().is_block_device);
   EXPECT_EQ(device_->geometry().block_count, kBlocks);
-  EXPECT_EQ(device_->geometry().copy_refusals.front(), "hostfile: target is a block device");
+  EXPECT_EQ(device_->geometry().copy_refusals.front(), "device: " + image_.substr(5) + " is a loop device: no copy command");
   run_soak(13, 32, 30);
   EXPECT_TRUE(run_blocking(monitor_, flush()));
   EXPECT_TRUE(run_blocking(monitor_, discard({64, 64})));
