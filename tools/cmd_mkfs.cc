@@ -31,20 +31,10 @@ struct MkfsArguments {
   bool quiet = false;
 };
 
-constexpr uint64_t kSuperblockBlock = 16;  // 64 KiB
 // Other formats keep their signatures within so much of the start and the end.
 constexpr uint64_t kWipeStartBlocks = 16;
 constexpr uint64_t kWipeEndBlocks = 32;
 constexpr uint64_t kDiscardBlocks = 1ULL << 18;  // 1 GiB in one request
-
-bool has_cofs_superblock(const OpenedTarget& target) {
-  alignas(kBlockBytes) std::byte block[kBlockBytes];
-  ssize_t got = pread(target.fd(), block, sizeof(block), kSuperblockBlock * kBlockBytes);
-  uint64_t magic = ondisk::kSuperblockMagic;
-  le64 stored;
-  std::memcpy(&stored, block, sizeof(stored));
-  return got == static_cast<ssize_t>(sizeof(block)) && stored == magic;
-}
 
 // Makes the image file as it was asked for; true if it was not there before. Errors: a reason for
 // the error line.
@@ -140,15 +130,6 @@ std::optional<int> read_arguments(const Invocation& invocation, MkfsArguments& a
   app.add_flag("!--no-discard", arguments.discard, "do not discard the device's blocks first");
   app.add_flag("-q,--quiet", arguments.quiet, "no summary");
   return parse_arguments(app, invocation, kExitFailed);
-}
-
-// What stands on the target already, in words; nothing if it may be overwritten.
-Result<std::optional<std::string>> present_contents(const OpenedTarget& target) {
-  if (has_cofs_superblock(target)) return std::optional<std::string>("a cofs volume");
-  Result<std::optional<std::string>> signature = recognised_signature(target);
-  COFS_TRY(signature);
-  if (!*signature) return std::optional<std::string>();
-  return std::optional<std::string>("a signature of " + **signature);
 }
 
 Result<> format_target(OpenedTarget target, const MkfsArguments& arguments, Journal& journal) {

@@ -107,6 +107,9 @@ class MountProcess {
     Result<std::unique_ptr<Machine>> machine =
         Machine::open(arguments_.source, machine_options, *journal_);
     if (!machine) return fail_to_mount(arguments_.source, describe(machine.error()));
+    if (std::string reason = why_not_engine((*machine)->device().geometry()); !reason.empty()) {
+      return fail_to_mount(arguments_.source, reason);
+    }
     Result<std::unique_ptr<FileSystem>> fs =
         (*machine)->open_filesystem(options_.store_options(), options_.fs_options());
     if (!fs) return fail_to_mount(arguments_.source, describe(fs.error()));
@@ -114,6 +117,22 @@ class MountProcess {
   }
 
  private:
+  // Why the copy engine that was asked for by name cannot serve; empty if it can.
+  std::string why_not_engine(const DeviceGeometry& geometry) const {
+    const std::string& engine = options_.copy_engine;
+    if (engine.empty() || engine == "host" || options_.read_only) return {};
+    for (const CopyLimits& limits : geometry.copies) {
+      if (limits.engine == engine) return {};
+    }
+    std::string reasons;
+    for (const std::string& refusal : geometry.copy_refusals) {
+      reasons += (reasons.empty() ? "" : "; ") + refusal;
+    }
+    return fmt::format("copy_engine={} cannot be used here ({}); see `cofs devcap {}`", engine,
+                       reasons.empty() ? "the target offers other engines" : reasons,
+                       arguments_.source);
+  }
+
   int fail_to_mount(std::string_view subject, std::string_view reason) {
     if (answer_.is_background()) {
       answer_.tell_failure(kExitMount, fmt::format("{}: {}", subject, reason));
@@ -273,7 +292,8 @@ std::optional<int> read_arguments(const Invocation& invocation, MountArguments& 
   CLI::App app(
       "Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
       "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
-      "copy_engine=auto|hostfile|host, clone=device, and those of mount(8) for every filesystem.");
+      "copy_engine=auto|nvme|xcopy|token|hostfile|host, copy_verify=PERCENT, copy_timeout=SECONDS, "
+      "copy_measure=auto|always|never, clone=device, and those of mount(8) for every filesystem.");
   app.add_option("TARGET", arguments.source, "block device or image file")->required();
   app.add_option("DIR", arguments.directory, "mount point")->required();
   app.add_option("-o,--options", arguments.options, "mount options, separated by commas")

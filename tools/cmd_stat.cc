@@ -23,7 +23,7 @@ void print_group(const std::string& title, const Json& group) {
   for (const auto& [name, value] : group.items()) {
     if (value.is_object()) {
       for (const auto& [reason, count] : value.items()) {
-        fmt::print("  {:<20} {} ({})\n", name, count.dump(), reason);
+        fmt::print("  {:<20} {} ({})\n", name, value_text({}, count), reason);
       }
     } else {
       fmt::print("  {:<20} {}\n", name, value_text(name, value));

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "tools/command_line.h"
+
 namespace cofs {
 
 namespace {
@@ -16,10 +18,24 @@ uint64_t operations_by(const CopyCounters& counters, CopyPath path) {
   return counters.operations[static_cast<size_t>(path)];
 }
 
-Json copy_figures(const CopyCounters& counters) {
+Json copy_figures(const Store& store) {
+  const CopyCounters& counters = store.copy_counters();
   Json refused = Json::object();
   for (const auto& [reason, count] : counters.refused) refused[reason] = count;
-  return {{"device_bytes", bytes_by(counters, CopyPath::kDevice)},
+  Json engines = Json::object();
+  Json rates = Json::object();
+  for (size_t i = 0; i < kRateClasses; i++) {
+    const std::string ranges = "ranges of " + size_text(bytes_of_blocks(kRateRangeBlocks[i]));
+    engines[ranges] = store.copy_engine_for(kRateRangeBlocks[i]);
+    for (const CopyRate& rate : store.copy_rates().engines) {
+      rates[rate.engine + ", " + ranges] = rate.bytes_per_second[i];
+    }
+  }
+  return {{"engine", engines},
+          {"rate_bytes_per_second", rates},
+          {"verified_bytes", store.counters().copy_verified_bytes},
+          {"verify_failures", store.counters().copy_verify_failures},
+          {"device_bytes", bytes_by(counters, CopyPath::kDevice)},
           {"hostfile_bytes", bytes_by(counters, CopyPath::kHostFile)},
           {"shared_bytes", 0},  // nothing is shared by this version
           {"host_bytes", bytes_by(counters, CopyPath::kHost)},
@@ -81,7 +97,7 @@ std::string statistics_text(FileSystem& fs) {
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
         {"checksum_failures", counters.checksum_failures}}},
-      {"copy", copy_figures(store.copy_counters())},
+      {"copy", copy_figures(store)},
       // Survivors are not relocated by this version: segments are used again once they are empty.
       {"gc",
        {{"relocated_bytes", 0},

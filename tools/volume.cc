@@ -1,10 +1,29 @@
 #include "tools/volume.h"
 
+#include <unistd.h>
+
+#include <cstring>
 #include <utility>
 
+#include "blockmap/ondisk.h"
 #include "fs/fuse_mounts.h"
 
 namespace cofs {
+
+namespace {
+
+constexpr uint64_t kSuperblockBlock = 16;  // 64 KiB
+
+bool has_cofs_superblock(const OpenedTarget& target) {
+  alignas(kBlockBytes) std::byte block[kBlockBytes];
+  ssize_t got = pread(target.fd(), block, sizeof(block), kSuperblockBlock * kBlockBytes);
+  uint64_t magic = ondisk::kSuperblockMagic;
+  le64 stored;
+  std::memcpy(&stored, block, sizeof(stored));
+  return got == static_cast<ssize_t>(sizeof(block)) && stored == magic;
+}
+
+}  // namespace
 
 std::chrono::milliseconds lock_wait_for(const std::string& path) {
   std::string resolved = resolve_mount_point(path);
@@ -75,6 +94,14 @@ Result<std::unique_ptr<FileSystem>> Machine::open_for_reading() {
 
 void abandon(Machine& machine, std::unique_ptr<FileSystem> fs) {
   run_blocking(machine.monitor(), fs->abandon());
+}
+
+Result<std::optional<std::string>> present_contents(const OpenedTarget& target) {
+  if (has_cofs_superblock(target)) return std::optional<std::string>("a cofs volume");
+  Result<std::optional<std::string>> signature = recognised_signature(target);
+  COFS_TRY(signature);
+  if (!*signature) return std::optional<std::string>();
+  return std::optional<std::string>("a signature of " + **signature);
 }
 
 }  // namespace cofs

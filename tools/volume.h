@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "fs/filesystem.h"
@@ -62,6 +63,10 @@ class Machine {
   SystemRandom random_;
   std::unique_ptr<FileDevice> device_;
 };
+
+// What would be lost if the target were overwritten: "a cofs volume", "a signature of xfs"; nothing if
+// nothing is recognised. Errors: kIo.
+Result<std::optional<std::string>> present_contents(const OpenedTarget& target);
 
 // Stops the filesystem without writing anything more.
 void abandon(Machine& machine, std::unique_ptr<FileSystem> fs);
