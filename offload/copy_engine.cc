@@ -335,10 +335,11 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     refuse(path, reason);
     if (error.code == Code::kTimedOut) {
       // The copy may still land: writing the same blocks another way would race with it.
+      // One reset of a device ends all commands in flight at once: that is one failure.
+      if (!run.target_in_doubt) charge(path, error);
       if (command->finished) kept_.push_back(run.target_hold);
       run.target_in_doubt = true;
       run.doubt = error;
-      charge(path, error);
     } else {
       operation.suspects.emplace_back(&path, error);
     }
