@@ -158,7 +158,9 @@ Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t co
     batch->add(blocks, is_data);
     if (is_data) batch->add_source(mapping.virtual_block, blocks);
     cursor += blocks;
-    if (batch->data_blocks == kCopyBatchBlocks) co_return Result<>();
+    if (batch->data_blocks == kCopyBatchBlocks || batch->pieces.size() >= kCopyBatchPieces) {
+      co_return Result<>();
+    }
   }
   batch->add(end - cursor, false);
   co_return Result<>();
@@ -179,8 +181,11 @@ void Files::Impl::publish_copy(CopyJob& job, uint64_t blocks) {
 
 // Copies a planned batch and publishes it, or as much of it as the engine managed.
 Task<Result<>> Files::Impl::copy_batch(CopyJob& job, CopyBatch& batch) {
-  Cost cost = data_cost(batch.data_blocks, batch.pieces.size() + batch.sources.size());
-  cost.record_bytes += (batch.data_blocks / ondisk::kVmapBlocksMax + 4) * kRunRecordBytes;
+  // Runs end where pieces, vmap records and segments do.
+  const uint64_t segments = 2 * batch.data_blocks / store.info().segment_blocks;
+  const Cost cost =
+      data_cost(batch.data_blocks, batch.pieces.size() + segments +
+                                       batch.data_blocks / ondisk::kVmapBlocksMax + 4);
   auto space = co_await store.reserve(cost, SpaceClass::kUser);
   COFS_CO_TRY(space);
   Result<> copied;

@@ -116,6 +116,31 @@ TEST_F(CopyOffload, OnePercentIsReadBack) {
   expect_clean_after_remount(target, bytes);
 }
 
+// A command takes as many scattered blocks as the device allows.
+TEST_F(CopyOffload, ScatteredBlocksAreGathered) {
+  mount(2, device_options(2));
+  constexpr uint64_t kBlocks = 2048;
+  constexpr uint64_t kStride = 32;
+  const std::string bytes = random_bytes(kBlocks * kBlock);
+  const uint64_t source = create("source");
+  for (uint64_t first = 0; first < kStride; first++) {
+    for (uint64_t i = first; i < kBlocks; i += kStride) {
+      ASSERT_TRUE(volume->run(fs().write(
+          source, WriteData::fill(volume->world.buffers, i * kBlock, bytes.data() + i * kBlock, kBlock),
+          false, false)));
+    }
+    ASSERT_TRUE(volume->run(fs().sync()));
+  }
+  const uint64_t target = create("target");
+  ASSERT_EQ(copy(source, target, bytes.size()), bytes.size());
+  const CopyCounters& counters = store().copy_counters();
+  EXPECT_EQ(copied_by(CopyPath::kDevice), bytes.size());
+  const uint64_t commands = counters.operations[static_cast<size_t>(CopyPath::kDevice)];
+  EXPECT_GE(commands, kBlocks / 8);
+  EXPECT_LE(commands, kBlocks / 8 * 11 / 10);
+  expect_clean_after_remount(target, bytes);
+}
+
 TEST_F(CopyOffload, ADeviceThatLiesIsFoundOutAndRepaired) {
   for (uint64_t seed = 0; seed < 20; seed++) {
     SCOPED_TRACE("seed " + std::to_string(seed));
