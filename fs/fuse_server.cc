@@ -166,10 +166,7 @@ Outcome FuseServer::mount() {
   fuse_opt_free_args(&args);
   if (session_ == nullptr) return failed("cannot set up the FUSE session: " + messages.take_last());
 
-  if (options_.block_device && options_.release_claim) {
-    Result<> released = options_.release_claim();
-    if (!released) return failed(describe(released.error()));
-  }
+  if (options_.block_device && options_.release_claim) options_.release_claim();
   if (fuse_session_mount(session_, options_.mount_point.c_str()) != 0) {
     std::string reason = messages.take_last();
     return failed(reason.empty() ? "the kernel refused the mount" : reason);

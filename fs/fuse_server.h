@@ -36,7 +36,7 @@ struct FuseServerOptions {
   bool allow_other = false;
   std::vector<std::string> kernel_options;
   // Called right before a fuseblk mount, when the kernel is about to claim the device.
-  std::function<Result<>()> release_claim;
+  std::function<void()> release_claim;
   // The statistics as JSON text; called inside the core.
   std::function<std::string()> statistics;
 };

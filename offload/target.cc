@@ -63,20 +63,24 @@ Result<> lock_until(int fd, TargetMode mode, SteadyTime deadline) {
 }
 
 // O_EXCL on a block device claims it: the open fails while a mount or a driver (md, dm, swap) has
-// it.
-Result<OwnedFd> open_for_io(const std::string& path, TargetKind kind, TargetMode mode,
-                            SteadyTime deadline) {
-  int flags = access_flags(mode);
-  if (kind == TargetKind::kBlockDevice && mode == TargetMode::kReadWrite) flags |= O_EXCL;
+// it. The claim's descriptor does no I/O: I/O in flight would keep it when it is to be given up.
+Result<OwnedFd> claim(const std::string& path, SteadyTime deadline) {
   while (true) {
-    OwnedFd fd = open_retrying(path, flags);
+    OwnedFd fd = open_retrying(path, O_RDONLY | O_EXCL);
     if (fd.valid()) return fd;
-    if (errno != EBUSY) return fail(code_of_errno(errno), "cannot open the target");
+    if (errno != EBUSY) return fail(code_of_errno(errno), "cannot claim the target");
     if (std::chrono::steady_clock::now() >= deadline) {
       return fail(Code::kBusy, "target is claimed by a mount or another driver");
     }
     std::this_thread::sleep_for(kLockPoll);
   }
+}
+
+// Whether the claim, if there is one, is on the device with this status.
+bool claims(const OwnedFd& claimed, const struct stat& wanted) {
+  struct stat status {};
+  return !claimed.valid() ||
+         (fstat(claimed.get(), &status) == 0 && status.st_rdev == wanted.st_rdev);
 }
 
 Result<uint64_t> size_of(int fd, TargetKind kind, const struct stat& status) {
@@ -142,9 +146,13 @@ Result<OpenedTarget> open_target(const std::string& path, TargetMode mode,
   SteadyTime deadline = std::chrono::steady_clock::now() + lock_wait;
   Result<> locked = lock_until(target.lock_.get(), mode, deadline);
   COFS_TRY(locked);
-  Result<OwnedFd> io = open_for_io(path, *kind, mode, deadline);
-  COFS_TRY(io);
-  target.io_ = std::move(*io);
+  if (*kind == TargetKind::kBlockDevice && mode == TargetMode::kReadWrite) {
+    Result<OwnedFd> claimed = claim(path, deadline);
+    COFS_TRY(claimed);
+    target.claim_ = std::move(*claimed);
+  }
+  target.io_ = open_retrying(path, access_flags(mode));
+  if (!target.io_.valid()) return fail(code_of_errno(errno), "cannot open the target");
 
   // The name may have come to mean another file between the two opens, or the first look.
   struct stat lock_status {};
@@ -154,7 +162,7 @@ Result<OpenedTarget> open_target(const std::string& path, TargetMode mode,
   Result<TargetKind> kind_now = kind_of(status.st_mode);
   COFS_TRY(kind_now);
   if (*kind_now != *kind || lock_status.st_ino != status.st_ino ||
-      lock_status.st_dev != status.st_dev) {
+      lock_status.st_dev != status.st_dev || !claims(target.claim_, status)) {
     return fail(Code::kBusy, "target was replaced while it was opened");
   }
   Result<uint64_t> size = size_of(target.io_.get(), *kind, status);
@@ -163,20 +171,7 @@ Result<OpenedTarget> open_target(const std::string& path, TargetMode mode,
   return target;
 }
 
-Result<> OpenedTarget::release_claim() {
-  if (kind_ != TargetKind::kBlockDevice || mode_ == TargetMode::kReadOnly) return {};
-  int flags = fcntl(io_.get(), F_GETFL);
-  if (flags < 0) return fail(code_of_errno(errno), "cannot get the flags of the block device");
-  OwnedFd shared =
-      open_retrying("/proc/self/fd/" + std::to_string(io_.get()), O_RDWR | (flags & O_DIRECT));
-  if (!shared.valid()) return fail(code_of_errno(errno), "cannot reopen the block device");
-  while (dup3(shared.get(), io_.get(), O_CLOEXEC) < 0) {
-    if (errno != EINTR && errno != EBUSY) {
-      return fail(code_of_errno(errno), "cannot replace the block device's descriptor");
-    }
-  }
-  return {};
-}
+void OpenedTarget::release_claim() { claim_ = OwnedFd(); }
 
 Result<> create_image(const std::string& path, uint64_t size_bytes) {
   if (size_bytes == 0 || size_bytes % kBlockBytes != 0) {

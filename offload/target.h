@@ -49,9 +49,9 @@ class OpenedTarget {
   bool read_only() const { return mode_ == TargetMode::kReadOnly; }
 
   // Gives up the claim on a block device but not the lock against other cofs processes: a fuseblk
-  // mount makes the kernel claim the device itself, which fails while this process holds it. The
-  // descriptor keeps its number; I/O may be in flight. Nothing to do for an image.
-  Result<> release_claim();
+  // mount makes the kernel claim the device itself, which fails while this process holds it. I/O may
+  // be in flight. Nothing to do for an image.
+  void release_claim();
 
  private:
   friend Result<OpenedTarget> open_target(const std::string& path, TargetMode mode,
@@ -63,6 +63,7 @@ class OpenedTarget {
   TargetMode mode_ = TargetMode::kReadWrite;
   uint64_t size_bytes_ = 0;
   OwnedFd lock_;  // holds the flock; a description of its own, so that io_ can be reopened
+  OwnedFd claim_;  // of a block device open for writing; another one, as I/O in flight keeps its own
   OwnedFd io_;
 };
 

@@ -152,7 +152,7 @@ class MountProcess {
     server.writeback = options_.writeback;
     server.allow_other = options_.allow_other.value_or(geteuid() == 0);
     server.kernel_options = options_.kernel_options;
-    server.release_claim = [&machine] { return machine.device().target().release_claim(); };
+    server.release_claim = [&machine] { machine.device().target().release_claim(); };
     server.statistics = [&fs] { return statistics_text(fs); };
     return server;
   }
