@@ -27,6 +27,12 @@ struct SubmitAwaiter {
 
 }  // namespace
 
+struct CopyEngine::Suspect {
+  Path* path = nullptr;
+  Error error;
+  uint64_t command = 0;
+};
+
 struct CopyEngine::Operation {
   uint64_t target_offset = 0;
   uint64_t count = 0;
@@ -36,7 +42,7 @@ struct CopyEngine::Operation {
   Result<> result;    // why good < count
   // Paths that failed here, not yet charged for it: if the host cannot read the sources either, it
   // was not their fault.
-  std::vector<std::pair<Path*, Error>> suspects;
+  std::vector<Suspect> suspects;
   bool source_failed = false;
 };
 
@@ -169,11 +175,15 @@ void CopyEngine::count_missing_paths() {
   if (reasons.empty()) counters_.refused["no copy engine offered"]++;
 }
 
-void CopyEngine::charge(Path& path, const Error& error) {
+// A reset of the device ends all commands in flight at once: that is one failure, not as many.
+void CopyEngine::charge(const Suspect& suspect) {
+  Path& path = *suspect.path;
+  if (suspect.command <= path.blamed_up_to) return;
+  path.blamed_up_to = path.commands_issued;
   path.failures_in_row++;
   if (path.demoted || path.failures_in_row < options_.failures_before_demotion) return;
   demote(path, "after " + std::to_string(path.failures_in_row) +
-                   " failures in a row, the last: " + describe(error));
+                   " failures in a row, the last: " + describe(suspect.error));
 }
 
 void CopyEngine::demote(Path& path, const std::string& why) {
@@ -283,7 +293,7 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
   }
   if (operation.good < operation.count) run.stop_after = std::min(run.stop_after, index);
   if (!operation.source_failed) {
-    for (auto& [path, error] : operation.suspects) charge(*path, error);
+    for (const Suspect& suspect : operation.suspects) charge(suspect);
   }
   if (operation.good == operation.count) operation.result = Result<>();
 }
@@ -315,6 +325,7 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     command->request.range = BlockRange{target_start + piece.target_offset, piece.count};
     command->request.sources = command->sources;
     counters_.operations[path_column]++;
+    const uint64_t command_number = ++path.commands_issued;
     const Result<> result = co_await issue(command);
     path.permits->release();
 
@@ -335,13 +346,12 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     refuse(path, reason);
     if (error.code == Code::kTimedOut) {
       // The copy may still land: writing the same blocks another way would race with it.
-      // One reset of a device ends all commands in flight at once: that is one failure.
-      if (!run.target_in_doubt) charge(path, error);
       if (command->finished) kept_.push_back(run.target_hold);
       run.target_in_doubt = true;
       run.doubt = error;
+      charge(Suspect{&path, error, command_number});
     } else {
-      operation.suspects.emplace_back(&path, error);
+      operation.suspects.push_back(Suspect{&path, error, command_number});
     }
     co_return copied;
   }

@@ -98,6 +98,8 @@ class CopyEngine {
     bool allowed = false;
     bool demoted = false;
     uint32_t failures_in_row = 0;
+    uint64_t commands_issued = 0;
+    uint64_t blamed_up_to = 0;  // commands up to this one were in flight at a failure that counted
     std::unique_ptr<Semaphore> permits;  // operations in flight, of all gathers together
 
     bool usable() const { return allowed && !demoted; }
@@ -112,7 +114,8 @@ class CopyEngine {
   const Path* best_path(uint64_t range_blocks) const;
   void count_missing_paths();
   void refuse(const Path& path, std::string_view reason);
-  void charge(Path& path, const Error& error);
+  struct Suspect;  // a path that failed, and with which command
+  void charge(const Suspect& suspect);
   void demote(Path& path, const std::string& why);
 
   Task<CopyOutcome> run_gather(Gather& run);

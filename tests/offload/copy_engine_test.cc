@@ -203,6 +203,30 @@ TEST(CopyEngine, ASuccessBetweenFailuresPreventsDemotion) {
   EXPECT_TRUE(bench.world.journal.lines().empty());
 }
 
+// What is in flight together fails together: one failure, three of which in a row demote.
+TEST(CopyEngine, AResetOfTheDeviceIsOneFailure) {
+  Bench bench(8, options_with({nvme_limits()}));
+  const std::vector<BlockRange> sources = {BlockRange{0, 256}};  // four commands, all in flight
+  for (uint64_t i = 0; i < 2; i++) {
+    for (uint64_t n = 1; n <= 4; n++) {
+      bench.device.fail_at(bench.device.operation_count() + n, SimFault::kError);
+    }
+    ASSERT_TRUE(bench.gather(sources, kTarget + 256 * i).result);
+  }
+  EXPECT_EQ(bench.engine.counters().refused.at("nvme: device error, copy"), 8U);
+  EXPECT_EQ(bench.engine.preferred(), CopyPath::kDevice);
+  bench.device.fail_at(bench.device.operation_count() + 1, SimFault::kError);
+  ASSERT_TRUE(bench.gather(sources, kTarget + 512).result);
+  EXPECT_EQ(bench.engine.preferred(), CopyPath::kDevice);  // its other commands succeeded
+  SimFaults faults;
+  faults.copy_error = 1;
+  bench.device.set_faults(faults);
+  for (uint64_t i = 3; i < 7; i++) {
+    ASSERT_TRUE(bench.gather(sources, kTarget + 256 * i).result);
+  }
+  EXPECT_EQ(bench.engine.preferred(), CopyPath::kHost);
+}
+
 TEST(CopyEngine, ABadSourceIsNotTheEnginesFault) {
   Bench bench(7, options_with({nvme_limits()}));
   bench.device.mark_bad(10);
