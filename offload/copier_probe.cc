@@ -127,7 +127,7 @@ ProbedCopiers probe_copiers(const OpenedTarget& target, uint64_t block_count, Re
     return out;
   }
   if (stack->disks.front().kind == DiskKind::kNvme) {
-    take(NvmeCopier::probe(*stack, block_count, sink), true, out);
+    take(NvmeCopier::probe(*stack, block_count, target.lock_fd(), sink), true, out);
   } else {
     probe_scsi(*stack, block_count, sink, out);
   }

@@ -108,6 +108,7 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
   RingThreadOptions ring_options;
   ring_options.entries = options_.ring_entries;
   ring_options.memory = memory;
+  ring_options.held_fd = target_.lock_fd();
   for (uint32_t i = 0; i < options_.ring_threads; i++) {
     auto thread = RingThread::start(target_.fd(), *this, ring_options);
     if (!thread) {

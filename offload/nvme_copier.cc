@@ -8,9 +8,8 @@
 
 namespace cofs {
 
-std::expected<std::unique_ptr<NvmeCopier>, std::string> NvmeCopier::probe(const DeviceStack& stack,
-                                                                          uint64_t block_count,
-                                                                          RequestSink& sink) {
+std::expected<std::unique_ptr<NvmeCopier>, std::string> NvmeCopier::probe(
+    const DeviceStack& stack, uint64_t block_count, int lock_fd, RequestSink& sink) {
   COFS_ASSERT(!stack.disks.empty());
   std::unique_ptr<NvmeCopier> copier(new NvmeCopier);
   std::vector<NvmeDestination> destinations;
@@ -32,8 +31,8 @@ std::expected<std::unique_ptr<NvmeCopier>, std::string> NvmeCopier::probe(const 
   copier->limits_.operation_blocks_max = limits->command_blocks_max;
   copier->limits_.in_flight_max = nvme_commands_in_flight(*limits);
   copier->limits_.regions = stack.copy_regions(block_count);
-  auto thread =
-      NvmeCopyThread::start(stack, std::move(destinations), copier->limits_.in_flight_max, sink);
+  auto thread = NvmeCopyThread::start(stack, std::move(destinations),
+                                      copier->limits_.in_flight_max, lock_fd, sink);
   if (!thread) {
     return std::unexpected(fmt::format("nvme: cannot have an io_uring for commands: {}{}",
                                        std::strerror(thread.error()),

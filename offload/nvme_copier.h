@@ -24,11 +24,11 @@ class NvmeCopier final : public DeviceCopier {
  public:
   // Opens the namespaces' character devices, asks for their limits, and starts the thread. Sends no
   // Copy. The error is the reason for which copying is not offered, for a person: "nvme: nvme0n1
-  // does not support Copy (ONCS 0x5d)". `sink` must outlive the copier. REQUIRES: a disk at least,
-  // all of them NVMe.
-  static std::expected<std::unique_ptr<NvmeCopier>, std::string> probe(const DeviceStack& stack,
-                                                                       uint64_t block_count,
-                                                                       RequestSink& sink);
+  // does not support Copy (ONCS 0x5d)". `lock_fd` holds the lock on the target, which is kept until
+  // the last command has ended, also when this process is killed. `sink` must outlive the copier.
+  // REQUIRES: a disk at least, all of them NVMe.
+  static std::expected<std::unique_ptr<NvmeCopier>, std::string> probe(
+      const DeviceStack& stack, uint64_t block_count, int lock_fd, RequestSink& sink);
 
   const CopyLimits& limits() const override { return limits_; }
   void start(IoRequest& request) override;

@@ -26,18 +26,19 @@ void NvmeCopyThread::FreeMemory::operator()(NvmeSourceRange* memory) const {
 }
 
 NvmeCopyThread::NvmeCopyThread(const DeviceStack& stack, std::vector<NvmeDestination> destinations,
-                               uint32_t commands_in_flight, RequestSink& sink)
+                               uint32_t commands_in_flight, int held_fd, RequestSink& sink)
     : stack_(stack),
       destinations_(std::move(destinations)),
       commands_in_flight_(commands_in_flight),
+      held_fd_(held_fd),
       sink_(sink) {}
 
 std::expected<std::unique_ptr<NvmeCopyThread>, int> NvmeCopyThread::start(
     const DeviceStack& stack, std::vector<NvmeDestination> destinations,
-    uint32_t commands_in_flight, RequestSink& sink) {
+    uint32_t commands_in_flight, int held_fd, RequestSink& sink) {
   COFS_ASSERT(commands_in_flight >= 1);
   std::unique_ptr<NvmeCopyThread> self(
-      new NvmeCopyThread(stack, std::move(destinations), commands_in_flight, sink));
+      new NvmeCopyThread(stack, std::move(destinations), commands_in_flight, held_fd, sink));
   // Not O_NONBLOCK: the ring then waits for the event instead of reporting EAGAIN.
   self->wake_fd_ = OwnedFd(eventfd(0, EFD_CLOEXEC));
   if (!self->wake_fd_.valid()) return std::unexpected(errno);
@@ -82,7 +83,7 @@ void NvmeCopyThread::wake() {
 int NvmeCopyThread::set_up() {
   // One entry more than commands, for the wake-up; sizes of rings are powers of two.
   uint32_t entries = std::bit_ceil(commands_in_flight_ + 1);
-  auto ring = CommandRing::create(entries);
+  auto ring = CommandRing::create(entries, held_fd_);
   if (!ring) return ring.error();
   ring_ = std::move(*ring);
   size_t bytes = size_t{commands_in_flight_} * kNvmeCopyRangesMax * sizeof(NvmeSourceRange);

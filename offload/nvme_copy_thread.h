@@ -27,9 +27,10 @@ class NvmeCopyThread {
  public:
   // Starts the thread and waits until it has its ring. The error is an errno: the ring cannot be
   // had. `destinations` are those of the stack's disks; their descriptors must outlive the thread.
+  // `held_fd`: see Ring::create.
   static std::expected<std::unique_ptr<NvmeCopyThread>, int> start(
       const DeviceStack& stack, std::vector<NvmeDestination> destinations,
-      uint32_t commands_in_flight, RequestSink& sink);
+      uint32_t commands_in_flight, int held_fd, RequestSink& sink);
   // Waits until all that was submitted is finished.
   ~NvmeCopyThread();
   NvmeCopyThread(const NvmeCopyThread&) = delete;
@@ -40,7 +41,7 @@ class NvmeCopyThread {
 
  private:
   NvmeCopyThread(const DeviceStack& stack, std::vector<NvmeDestination> destinations,
-                 uint32_t commands_in_flight, RequestSink& sink);
+                 uint32_t commands_in_flight, int held_fd, RequestSink& sink);
   int wait_until_started();
   void run();
   int set_up();
@@ -54,6 +55,7 @@ class NvmeCopyThread {
   const DeviceStack stack_;
   const std::vector<NvmeDestination> destinations_;
   const uint32_t commands_in_flight_;
+  const int held_fd_;
   RequestSink& sink_;
   OwnedFd wake_fd_;
   std::unique_ptr<CommandRing> ring_;

@@ -68,7 +68,7 @@ void RingThread::wake() {
 }
 
 int RingThread::set_up() {
-  auto ring = Ring::create(options_.entries);
+  auto ring = Ring::create(options_.entries, options_.held_fd);
   if (!ring) return ring.error();
   ring_ = std::move(*ring);
   registration_error_ = ring_->register_memory(options_.memory);

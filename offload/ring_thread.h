@@ -26,6 +26,7 @@ namespace cofs {
 struct RingThreadOptions {
   uint32_t entries = 256;       // operations in flight, a power of two; what is beyond them waits
   std::span<std::byte> memory;  // to be registered with the ring; empty: none
+  int held_fd = -1;             // see Ring::create
 };
 
 class RingThread {

@@ -42,6 +42,9 @@ class OpenedTarget {
   OpenedTarget& operator=(OpenedTarget&&) noexcept = default;
 
   int fd() const { return io_.get(); }
+  // Whose open file holds the lock: to be kept open by whatever may still write when this process is
+  // gone.
+  int lock_fd() const { return lock_.get(); }
   const std::string& path() const { return path_; }
   TargetKind kind() const { return kind_; }
   bool is_block_device() const { return kind_ == TargetKind::kBlockDevice; }

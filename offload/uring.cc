@@ -12,9 +12,16 @@ namespace cofs {
 
 namespace {
 
+// 0 or an errno. A killed process does not wait for its operations in flight, but the ring lives on
+// until they have ended, and with it the files that are registered with it.
+int hold(io_uring& ring, int fd) {
+  return fd < 0 ? 0 : -io_uring_register_files(&ring, &fd, 1);
+}
+
 // Sets `ring` up with `flags` and the best of the flags that only make it faster; the name of
 // these. The error is an errno.
-std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_t flags) {
+std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_t flags,
+                                       int held_fd) {
   struct Flavour {
     uint32_t flags;
     const char* name;
@@ -29,10 +36,22 @@ std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_
     io_uring_params params{};
     params.flags = flags | flavour.flags;
     error = -io_uring_queue_init_params(entries, &ring, &params);
-    if (error == 0) return flavour.name;
+    if (error == 0) {
+      error = hold(ring, held_fd);
+      if (error == 0) return flavour.name;
+      io_uring_queue_exit(&ring);
+      break;
+    }
     if (error != EINVAL) break;  // not a matter of flags
   }
   return std::unexpected(error);
+}
+
+// REQUIRES: no operation is in flight. The held file is given up here and now, not by the kernel some
+// time after the ring was closed.
+void tear_down(io_uring& ring) {
+  io_uring_unregister_files(&ring);
+  io_uring_queue_exit(&ring);
 }
 
 int submit_to(io_uring& ring, bool wait) {
@@ -45,12 +64,12 @@ int submit_to(io_uring& ring, bool wait) {
 Ring::Ring() : ring_(std::make_unique<io_uring>()) {}
 
 Ring::~Ring() {
-  if (ready_) io_uring_queue_exit(ring_.get());
+  if (ready_) tear_down(*ring_);
 }
 
-std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries) {
+std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries, int held_fd) {
   std::unique_ptr<Ring> ring(new Ring);
-  auto flavour = set_up(*ring->ring_, entries, 0);
+  auto flavour = set_up(*ring->ring_, entries, 0, held_fd);
   if (!flavour) return std::unexpected(flavour.error());
   ring->ready_ = true;
   ring->flavour_ = *flavour;
@@ -131,12 +150,14 @@ uint32_t Ring::reap(std::span<RingCompletion> completions) {
 CommandRing::CommandRing() : ring_(std::make_unique<io_uring>()) {}
 
 CommandRing::~CommandRing() {
-  if (ready_) io_uring_queue_exit(ring_.get());
+  if (ready_) tear_down(*ring_);
 }
 
-std::expected<std::unique_ptr<CommandRing>, int> CommandRing::create(uint32_t entries) {
+std::expected<std::unique_ptr<CommandRing>, int> CommandRing::create(uint32_t entries,
+                                                                     int held_fd) {
   std::unique_ptr<CommandRing> ring(new CommandRing);
-  auto flavour = set_up(*ring->ring_, entries, IORING_SETUP_SQE128 | IORING_SETUP_CQE32);
+  auto flavour = set_up(*ring->ring_, entries, IORING_SETUP_SQE128 | IORING_SETUP_CQE32,
+                        held_fd);
   if (!flavour) return std::unexpected(flavour.error());
   ring->ready_ = true;
   return ring;

@@ -28,8 +28,10 @@ struct RingCompletion {
 
 class Ring {
  public:
-  // Room for `entries` operations in flight. The error is an errno.
-  static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries);
+  // Room for `entries` operations in flight. `held_fd`, unless it is -1, is a descriptor whose open file
+  // the kernel keeps open until the ring's last operation has ended, also when the process is killed
+  // before: what holds the lock on the target. The error is an errno.
+  static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries, int held_fd);
   ~Ring();
   Ring(const Ring&) = delete;
 
@@ -80,8 +82,8 @@ class CommandRing {
   // What a command may take of an entry.
   static constexpr size_t kPayloadBytesMax = 80;
 
-  // The error is an errno; EINVAL on kernels before 5.19, which have no commands.
-  static std::expected<std::unique_ptr<CommandRing>, int> create(uint32_t entries);
+  // As Ring::create; EINVAL on kernels before 5.19, which have no commands.
+  static std::expected<std::unique_ptr<CommandRing>, int> create(uint32_t entries, int held_fd);
   ~CommandRing();
   CommandRing(const CommandRing&) = delete;
 

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -28,7 +29,10 @@ bool has_cofs_superblock(const OpenedTarget& target) {
 std::chrono::milliseconds lock_wait_for(const std::string& path) {
   std::string resolved = resolve_mount_point(path);
   for (const MountEntry& entry : read_mounts()) {
-    if (entry.is_cofs() && entry.source == resolved) return std::chrono::milliseconds(0);
+    if (!entry.is_cofs() || entry.source != resolved) continue;
+    // A killed server's requests may still be under way, and keep the lock until they have ended.
+    const bool is_dead = access(entry.mount_point.c_str(), F_OK) != 0 && errno == ENOTCONN;
+    if (!is_dead) return std::chrono::milliseconds(0);
   }
   return std::chrono::seconds(10);
 }

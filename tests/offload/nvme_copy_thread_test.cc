@@ -63,7 +63,7 @@ class NvmeCopyThreadTest : public testing::Test {
   // Starts with `fd` for the first disk and /dev/null for the second; null after a skip.
   std::unique_ptr<NvmeCopyThread> start(int fd, uint32_t commands_in_flight) {
     auto thread =
-        NvmeCopyThread::start(stack_, {{fd, 1}, {null_.get(), 2}}, commands_in_flight, sink_);
+        NvmeCopyThread::start(stack_, {{fd, 1}, {null_.get(), 2}}, commands_in_flight, -1, sink_);
     if (thread) return std::move(*thread);
     skip_reason_ = std::string("no io_uring for commands here: ") + std::strerror(thread.error());
     return nullptr;
@@ -154,7 +154,7 @@ TEST(NvmeCopier, DiskThatIsNotThereIsNotOffered) {
   stack.disks = {{DiskKind::kNvme, "nvme77n1", 0, 512}};
   stack.regions = {{{0, 100}, 0, 0}};
   CountingSink sink;
-  auto copier = NvmeCopier::probe(stack, 100, sink);
+  auto copier = NvmeCopier::probe(stack, 100, -1, sink);
   ASSERT_FALSE(copier.has_value());
   EXPECT_EQ(copier.error(), "nvme: nvme77n1 has no controller in /sys");
 }
