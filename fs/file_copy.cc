@@ -11,6 +11,8 @@
 // first. The source's lock keeps it as it is from then on.
 
 #include <algorithm>
+#include <deque>
+#include <memory>
 #include <utility>
 
 #include "fs/files_impl.h"
@@ -35,6 +37,7 @@ struct Files::Impl::CopyJob {
 
 // Whole blocks to be copied and published together.
 struct Files::Impl::CopyBatch {
+  explicit CopyBatch(Executor& executor) : done(executor) {}
   struct Piece {
     uint64_t count = 0;
     bool is_data = false;
@@ -45,6 +48,13 @@ struct Files::Impl::CopyBatch {
   std::vector<Piece> pieces;        // in file order, sums to count
   std::vector<BlockRange> sources;  // virtual ranges of the data pieces, in order, merged
   uint64_t data_blocks = 0;
+
+  // What became of it.
+  Reservation space;
+  std::vector<StagedRun> runs;  // a prefix of the data
+  Result<> copied;              // why it is not all of it
+  bool refused = false;         // there was no space for it
+  WaitGroup done;
 
   void add(uint64_t blocks, bool is_data) {
     if (blocks == 0) return;
@@ -138,7 +148,8 @@ Task<Result<>> Files::Impl::copy_by_host(CopyJob& job, uint64_t length) {
 Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t count,
                                        CopyBatch* batch) {
   batch->source_block = first;
-  batch->target_block = job.target_at() / kBlockBytes;
+  batch->target_block =
+      (job.target_offset + (bytes_of_blocks(first) - job.source_offset)) / kBlockBytes;
   auto replaced = co_await store.map_range(job.target->ino, batch->target_block, count,
                                            kStepExtents + 1);
   COFS_CO_TRY(replaced);
@@ -179,25 +190,35 @@ void Files::Impl::publish_copy(CopyJob& job, uint64_t blocks) {
   clear_privileges(target);
 }
 
-// Copies a planned batch and publishes it, or as much of it as the engine managed.
-Task<Result<>> Files::Impl::copy_batch(CopyJob& job, CopyBatch& batch) {
+// Copies a planned batch to new space.
+Task<> Files::Impl::copy_batch(CopyBatch* batch) {
   // Runs end where pieces, vmap records and segments do.
-  const uint64_t segments = 2 * batch.data_blocks / store.info().segment_blocks;
+  const uint64_t segments = 2 * batch->data_blocks / store.info().segment_blocks;
   const Cost cost =
-      data_cost(batch.data_blocks, batch.pieces.size() + segments +
-                                       batch.data_blocks / ondisk::kVmapBlocksMax + 4);
+      data_cost(batch->data_blocks, batch->pieces.size() + segments +
+                                        batch->data_blocks / ondisk::kVmapBlocksMax + 4);
   auto space = co_await store.reserve(cost, SpaceClass::kUser);
-  COFS_CO_TRY(space);
-  Result<> copied;
-  std::vector<StagedRun> runs;
-  if (!batch.sources.empty()) {
-    runs = co_await store.copy_blocks(&batch.sources, &*space, &copied);
+  if (space) {
+    batch->space = std::move(*space);
+    if (!batch->sources.empty()) {
+      batch->runs = co_await store.copy_blocks(&batch->sources, &batch->space, &batch->copied);
+    }
+  } else {
+    batch->copied = fail(space.error());
+    batch->refused = true;
   }
-  StagedQueue staged(std::move(runs));
+  batch->done.done();
+}
+
+// Maps what was copied of a batch, as much of it as the engine managed. Returns why it is not all.
+Task<Result<>> Files::Impl::publish_batch(CopyJob& job, CopyBatch& batch) {
+  if (batch.refused) co_return batch.copied;
+  Result<> copied = batch.copied;
+  StagedQueue staged(std::move(batch.runs));
   if (staged.left() < batch.data_blocks && copied) {
     copied = fail(Code::kIo, "copy engine copied less than asked", job.target->ino);
   }
-  auto transaction = co_await store.begin(std::move(*space));
+  auto transaction = co_await store.begin(std::move(batch.space));
   COFS_CO_TRY(transaction);
   uint64_t blocks = 0;
   for (const CopyBatch::Piece& piece : batch.pieces) {
@@ -225,20 +246,28 @@ Task<Result<>> Files::Impl::copy_batch(CopyJob& job, CopyBatch& batch) {
   co_return copied;
 }
 
-// Source blocks [first, +count) to the target, whose offset is congruent.
+// Source blocks [first, +count) to the target, whose offset is congruent. While one batch is published the
+// next is being copied, so that the device does not wait.
 Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t count) {
   const uint64_t end = first + count;
-  while (first < end) {
-    CopyBatch batch;
-    auto planned = co_await plan_batch(job, first, end - first, &batch);
-    COFS_CO_TRY(planned);
-    const uint64_t done_before = job.done;
-    auto copied = co_await copy_batch(job, batch);
-    COFS_CO_TRY(copied);
-    COFS_ASSERT(job.done > done_before);
-    first += batch.count;
+  std::deque<std::unique_ptr<CopyBatch>> under_way;
+  Result<> result;
+  while (true) {
+    while (result && first < end && under_way.size() < kCopyBatchesUnderWay) {
+      auto batch = std::make_unique<CopyBatch>(environment.executor);
+      result = co_await plan_batch(job, first, end - first, batch.get());
+      if (!result) break;
+      first += batch->count;
+      batch->done.add();
+      spawn(environment.executor, copy_batch(batch.get()));
+      under_way.push_back(std::move(batch));
+    }
+    if (under_way.empty()) co_return result;
+    const std::unique_ptr<CopyBatch> batch = std::move(under_way.front());
+    under_way.pop_front();
+    co_await batch->done.wait();
+    if (result) result = co_await publish_batch(job, *batch);
   }
-  co_return Result<>();
 }
 
 Task<Result<>> Files::Impl::run_copy(CopyJob& job) {

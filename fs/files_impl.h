@@ -25,6 +25,7 @@ inline constexpr uint64_t kDirtyFragmentsMin = 16;      // always allowed, howev
 inline constexpr uint64_t kDirtyBlocksMin = 32;
 inline constexpr uint64_t kStepExtents = 512;           // unmapped or mapped in one transaction
 inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two transactions
+inline constexpr size_t kCopyBatchesUnderWay = 2;
 inline constexpr uint64_t kCopyBatchExtents = 16'384;   // gathered for one transaction
 inline constexpr uint64_t kCopyBatchPieces = 512;       // of data and of holes in turn, mapped by it
 inline constexpr uint64_t kHostCopyBytesMax = 8ULL << 20;  // of one copy_range without the engine
@@ -192,7 +193,8 @@ struct Files::Impl {
   Task<Result<>> copy_by_host(CopyJob& job, uint64_t length);
   Task<Result<>> copy_blocks(CopyJob& job, uint64_t first, uint64_t count);
   Task<Result<>> plan_batch(CopyJob& job, uint64_t first, uint64_t count, CopyBatch* batch);
-  Task<Result<>> copy_batch(CopyJob& job, CopyBatch& batch);
+  Task<> copy_batch(CopyBatch* batch);
+  Task<Result<>> publish_batch(CopyJob& job, CopyBatch& batch);
   void publish_copy(CopyJob& job, uint64_t blocks);
   Task<Result<>> run_copy(CopyJob& job);
 
