@@ -22,8 +22,20 @@ SCRATCH = "0:1G"
 RUNS = 5
 
 
+def copy_whole(source, target):
+    """Seconds that copy_file_range takes for all of the file."""
+    with open(source, "rb", buffering=0) as from_file, open(target, "wb", buffering=0) as to_file:
+        start = time.monotonic()
+        while os.copy_file_range(from_file.fileno(), to_file.fileno(), 1 << 30) > 0:
+            pass
+        return time.monotonic() - start
+
+
 def copy_rate(checks, volume):
-    """The best of several copies of a large file, against the best rate of the commands themselves."""
+    """The best of several copies of a large file, against the best rate of the commands themselves.
+
+    By the system call, not by cp: to start a program takes a tenth of a second here.
+    """
     target = volume.target
     measured = json.loads(h.run_command(h.command(), "devcap", "--json", "--force", "--measure", SCRATCH,
                                         target.path))
@@ -33,18 +45,19 @@ def copy_rate(checks, volume):
     h.run_command("cp", REFERENCE, volume.path("source"))
     os.sync()
     best = 0.0
+    size = REFERENCE.stat().st_size
     for _ in range(RUNS):
         with Difference(volume) as work:
-            h.run_command("cp", volume.path("source"), volume.path("copy"))
-        best = max(best, REFERENCE.stat().st_size / work.seconds)
-        checks.check(work.copy["device_bytes"] == REFERENCE.stat().st_size,
+            seconds = copy_whole(volume.path("source"), volume.path("copy"))
+        best = max(best, size / seconds)
+        checks.check(work.copy["device_bytes"] == size,
                      f"{target.name}: all by the device, in {work.copy['device_commands']} commands, "
-                     f"{work.seconds:.3f} s")
+                     f"{seconds:.3f} s")
         volume.path("copy").unlink()
     h.note(f"{target.name}: raw rates by range length {rates}")
     checks.record(target.name, raw_bytes_per_second=rates, filesystem_bytes_per_second=best)
     checks.check(best >= RATE_RATIO_MIN * raw,
-                 f"{target.name}: cp at {best / 1e6:.0f} MB/s, the commands alone at {raw / 1e6:.0f} MB/s: "
+                 f"{target.name}: copies at {best / 1e6:.0f} MB/s, the commands alone at {raw / 1e6:.0f} MB/s: "
                  f"{best / raw:.2f}")
     volume.umount()
     volume.fsck(data=False)
