@@ -163,8 +163,6 @@ Task<bool> Store::Impl::verify_copy(const std::vector<BlockRange>* sources, uint
 // Repairs a copy that the device got wrong.
 Task<CopyOutcome> Store::Impl::recopy_by_host(const std::vector<BlockRange>* sources,
                                               uint64_t target, std::shared_ptr<void> hold) {
-  counters.copy_verify_failures++;
-  copier.condemn(CopyPath::kDevice, "because it reported a copy done that was wrong");
   CopyOutcome outcome = co_await copier.gather_by_host(*sources, target, std::move(hold));
   env.journal.write(
       Severity::kError,
@@ -219,11 +217,14 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
   if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
     const bool right =
         co_await verify_copy(&copy->sources, target, outcome.good_blocks, copy->rekeyed);
-    if (!right && !outcome.target_in_doubt) {
-      outcome = co_await recopy_by_host(&copy->sources, target, copy->pin);
-    } else if (!right) {
-      outcome.good_blocks = 0;  // the host must not write where the device still may
+    if (!right) {
+      counters.copy_verify_failures++;
       copier.condemn(CopyPath::kDevice, "because it reported a copy done that was wrong");
+    }
+    if (!right && outcome.target_in_doubt) {
+      outcome.good_blocks = 0;  // the host must not write where the device still may: elsewhere, then
+    } else if (!right) {
+      outcome = co_await recopy_by_host(&copy->sources, target, copy->pin);
     }
   }
   group->done();
