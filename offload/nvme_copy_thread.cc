@@ -115,6 +115,7 @@ void NvmeCopyThread::run() {
     COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY);
     reap();
   }
+  ring_.reset();  // only its own thread can give up at once what it holds
 }
 
 bool NvmeCopyThread::take_incoming(bool& may_sleep) {

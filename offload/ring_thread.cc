@@ -99,6 +99,7 @@ void RingThread::run() {
     COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY);
     reap();
   }
+  ring_.reset();  // only its own thread can give up at once what it holds
 }
 
 bool RingThread::take_incoming(bool& may_sleep) {

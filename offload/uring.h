@@ -1,10 +1,10 @@
 // Ring: an io_uring for reads and writes; CommandRing: one for commands that a driver passes to its
 // device. Each is owned by one thread. The only place where liburing enters.
 //
-// All calls, creation included, are made by the thread that waits on the ring: then completions are
-// reaped in that thread's own time and wake nobody else (SINGLE_ISSUER, DEFER_TASKRUN; on kernels
-// before 6.1 the ring goes without them and is only slower). Commands get along with these flags:
-// seen with NVMe on 6.1 and 6.12, and with /dev/null on 6.18.
+// All calls, creation and destruction included, are made by the thread that waits on the ring: then
+// completions are reaped in that thread's own time and wake nobody else (SINGLE_ISSUER,
+// DEFER_TASKRUN; on kernels before 6.1 the ring goes without them and is only slower). Commands get
+// along with these flags: seen with NVMe on 6.1 and 6.12, and with /dev/null on 6.18.
 #pragma once
 
 #include <sys/uio.h>
