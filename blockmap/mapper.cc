@@ -18,6 +18,8 @@ Hold Store::Impl::current_hold() const {
     hold.checkpoint = checkpoint_sequence + 1;  // the one that ends recovery
   } else {
     hold.commit = commit_number + 1;
+    // A log segment with data in it may be needed until the last frozen checkpoint is durable.
+    hold.checkpoint = checkpoint_sequence;
   }
   return hold;
 }

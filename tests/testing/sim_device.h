@@ -151,6 +151,11 @@ class SimDevice final : public Device {
   // Nothing where the fault does not apply to the kind of operation that `n` turns out to be.
   void fail_at(uint64_t n, SimFault fault) { targeted_[n] = fault; }
   void set_faults(const SimFaults& faults) { options_.faults = faults; }
+  // `count` writes from counted operation `n` on take so long.
+  void delay_writes_at(uint64_t n, uint64_t count, uint64_t duration_ns) {
+    slow_writes_ = {n, count};
+    slow_write_ns_ = duration_ns;
+  }
   // Reads of the block fail with kIo until a write succeeds; with `writes_too`, for ever.
   void mark_bad(uint64_t block, bool writes_too = false) { bad_blocks_[block] = writes_too; }
   // Damages the stored block: what reads see now is damaged, and stays so through a flush or a crash.
@@ -238,6 +243,8 @@ class SimDevice final : public Device {
   bool powered_off_ = false;
   std::vector<EffectRef> frozen_in_flight_;  // at the power cut
   std::map<uint64_t, SimFault> targeted_;
+  BlockRange slow_writes_;  // numbers of operations
+  uint64_t slow_write_ns_ = 0;
   std::map<uint64_t, bool> bad_blocks_;
   std::set<uint64_t> damaged_;
   std::vector<BlockRange> immutable_;
