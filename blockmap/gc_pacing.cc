@@ -79,23 +79,29 @@ Task<Result<>> Store::Impl::gc_pay(uint64_t data_blocks) {
   co_return Result<>();
 }
 
-// Empties victims until so many blocks can be had, or nothing gains. False: there is no more room than
-// before.
+// What is left in the open segments of survivors: room that was won, but for garbage collection only.
+int64_t Store::Impl::gc_stream_room() const {
+  return int64_t{stream_room(streams[static_cast<size_t>(ondisk::Stream::kGcWarm)], 2)} +
+         int64_t{stream_room(streams[static_cast<size_t>(ondisk::Stream::kGcCold)], 2)};
+}
+
+// Empties victims until so many blocks can be had, or nothing gains. False: nothing was won.
 Task<Result<bool>> Store::Impl::gc_make_room(uint64_t blocks, SpaceClass space_class) {
   auto guard = co_await gc.lock.lock();
   const int64_t before = room(space_class);
   const auto wanted = static_cast<int64_t>(blocks);
   if (before >= wanted) co_return true;
-  int64_t won = 0;
+  const int64_t ours_before = gc_stream_room();
+  const uint64_t won_before = gc.won_blocks;
   bool rested = false;  // nothing was moved since the last checkpoint
-  for (uint64_t victims = 0; victims < kVictimsPerRoom && before + won < wanted;) {
+  for (uint64_t victims = 0; victims < kVictimsPerRoom;) {
+    // A segment opened for survivors takes room until it is full.
+    const int64_t won = static_cast<int64_t>(gc.won_blocks - won_before);
+    if (before + won - (gc_stream_room() - ours_before) >= wanted) break;
     auto step = co_await gc_step(GcUrgency::kUrgent);
     if (!step && shut_down) co_return fail(step.error());
     if (!step || *step == GcStep::kNothing) break;
     if (*step == GcStep::kFreed || *step == GcStep::kSkipped) victims++;
-    if (*step == GcStep::kFreed) {
-      won += static_cast<int64_t>(gc_gain_min(geometry.segment_blocks, GcUrgency::kUrgent));
-    }
     if (*step != GcStep::kNoRoom) {
       rested = false;
       continue;
@@ -112,8 +118,7 @@ Task<Result<bool>> Store::Impl::gc_make_room(uint64_t blocks, SpaceClass space_c
   COFS_CO_TRY(done);
   co_await wait_for_readers();
   co_await wait_for_discards();
-  const int64_t after = room(space_class);
-  co_return after >= wanted || after > before;
+  co_return gc.won_blocks > won_before || room(space_class) >= wanted;
 }
 
 Task<Result<GcReport>> Store::collect_garbage(GcRequest request) {

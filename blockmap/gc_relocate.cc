@@ -97,6 +97,10 @@ Task<Result<std::vector<GcCandidate>>> Store::Impl::gc_candidates(bool all) {
     auto visited = co_await segments.visit_some(
         cursor, UINT64_MAX, [&](uint64_t segment, const SegmentState& state) {
           if (gc_may_take(segment, state)) candidates.push_back(candidate_of(segment, state));
+          const auto skip = gc.skips.find(segment);
+          if (skip != gc.skips.end() && skip->second.generation != state.generation) {
+            gc.skips.erase(skip);  // it became free otherwise
+          }
         });
     COFS_CO_TRY(visited);
     co_return candidates;
@@ -177,6 +181,7 @@ Task<Result<GcStep>> Store::Impl::gc_finish_victim() {
     co_return GcStep::kSkipped;
   }
   counters.gc_segments_freed++;
+  gc.won_blocks += gc_gain_blocks(geometry.segment_blocks, segment.live_blocks);
   gc.skips.erase(segment.segment);
   gc.victim.reset();
   co_return GcStep::kFreed;

@@ -123,7 +123,7 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
     COFS_CO_TRY(paid);
   }
   const uint64_t blocks = blocks_of_cost(cost);
-  bool may_collect = store.gc_on();
+  uint64_t collections = store.gc_on() ? 2 * store.geometry.segment_count : 0;
   for (int attempt = 0;; attempt++) {
     if (store.available(space_class) >= blocks) {
       store.ledger.outstanding += blocks;
@@ -133,10 +133,10 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
                           store.ledger.outstanding != 0 ||
                           store.segments.usable_count() + store.segments.held_count() <
                               store.segments.free_count();
-    if (may_collect && (attempt > 0 || !may_gain)) {
+    if (collections != 0 && (attempt > 0 || !may_gain)) {
       auto more = co_await store.gc_make_room(blocks, space_class);
       COFS_CO_TRY(more);
-      may_collect = *more;
+      collections = *more ? collections - 1 : 0;
       if (*more) attempt = 0;
       continue;
     }

@@ -123,6 +123,7 @@ struct GcState {
   Mutex lock;
   std::optional<GcVictim> victim;
   std::map<uint64_t, GcSkip> skips;  // by segment
+  uint64_t won_blocks = 0;           // by all victims that were emptied, as it was reckoned
   // Pacing.
   uint64_t debt_256 = 0;        // blocks to be moved for what was written, times 256
   uint64_t dropped_blocks = 0;  // that died since the store was opened
@@ -323,6 +324,7 @@ struct Store::Impl {
   int64_t room(SpaceClass space_class) const;  // available(), below 0 where promises are not covered
   uint64_t data_segments() const;
   uint64_t gc_winnable_blocks() const;
+  int64_t gc_stream_room() const;
   bool gc_room_below(uint64_t share) const;
   Task<Result<>> keep_bounds();
   Task<Result<>> gc_pay(uint64_t data_blocks);

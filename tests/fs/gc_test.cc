@@ -493,6 +493,58 @@ TEST_F(Gc, FreedSegmentsWaitForReaders) {
   }
 }
 
+// Segments larger than one unit of work, with more pieces than one unit takes, and blocks that change
+// between the units.
+TEST_F(Gc, LargeSegmentsAreWorkedOffInUnits) {
+  for (const bool device : {false, true}) {
+    SCOPED_TRACE(device);
+    VolumeOptions options = gc_options(21, device);
+    options.format.segment_blocks = 4096;
+    options.device_blocks = 4096 * 28 + 300;
+    options.fs.dirty_bytes_max = 4096 * kBlock;
+    mount(21, options);
+    for (int i = 0; i < 500; i++) {
+      const auto done = create("f" + std::to_string(i), i % 3 == 0 ? 30 : random.between(1, 20));
+      ASSERT_TRUE(done) << describe(done.error());
+    }
+    ASSERT_TRUE(volume->run(fs().sync()));
+    for (auto& [name, file] : files) {  // single blocks here and there
+      if (name.back() % 2 == 0) continue;
+      for (uint64_t block = 0; block < file.bytes.size() / kBlock; block += 2) {
+        const std::string bytes = random_bytes(kBlock);
+        ASSERT_TRUE(write_at(file.ino, block * kBlock, bytes));
+        std::memcpy(file.bytes.data() + block * kBlock, bytes.data(), kBlock);
+      }
+    }
+    for (int i = 0; i < 500; i += 4) remove("f" + std::to_string(i));
+    ASSERT_TRUE(volume->run(fs().sync()));
+    const uint64_t flushes = counters().flushes;
+    bool done = false;
+    const auto collector = [](Gc* test, bool* finished) -> Task<> {
+      auto report = co_await test->store().collect_garbage(GcRequest());
+      EXPECT_TRUE(report) << describe(report.error());
+      *finished = true;
+    };
+    spawn(volume->world.executor, collector(this, &done));
+    for (int i = 0; i < 100 && !done; i++) {
+      volume->pass(2'000'000);
+      const auto at =
+          std::next(files.begin(), static_cast<std::ptrdiff_t>(random.below(files.size())));
+      const std::string bytes = random_bytes(kBlock);
+      ASSERT_TRUE(write_at(at->second.ino, 0, bytes));
+      std::memcpy(at->second.bytes.data(), bytes.data(), kBlock);
+    }
+    volume->settle();
+    ASSERT_TRUE(done);
+    EXPECT_GE(counters().gc_segments_freed, 1U);
+    EXPECT_EQ(counters().gc_skipped, 0U);
+    EXPECT_GE(counters().flushes - flushes, 3 * counters().gc_segments_freed);
+    expect_contents();
+    expect_clean_after_remount();
+    volume.reset();
+  }
+}
+
 // A segment that was sealed a moment ago, whose writes still are under way: what is moved is what was
 // written.
 TEST_F(Gc, AVictimMayStillBeWritten) {
@@ -659,6 +711,60 @@ TEST_F(Gc, AFullVolumeGoesOn) {
     expect_contents();
     expect_clean_after_remount();
     if (HasFailure()) return;
+    volume.reset();
+  }
+}
+
+// A full volume that crashes again and again: what a crash costs is won back.
+TEST_F(Gc, AFullVolumeOutlivesCrashes) {
+  for (uint64_t seed = 0; seed < 4; seed++) {
+    SCOPED_TRACE(seed);
+    set_current_case("crashes of a full volume, seed " + std::to_string(seed));
+    VolumeOptions options = gc_options(seed, seed % 2 == 0);
+    if (seed >= 2) options.format.segment_blocks = 16;
+    mount(seed, options);
+    int made = 0;
+    while (create("f" + std::to_string(made), 24)) made++;
+    files.erase("f" + std::to_string(made));
+    for (int i = 0; i < made; i += 10) remove("f" + std::to_string(i));
+    ASSERT_TRUE(volume->run(fs().sync()));
+    for (int crash = 0; crash < 25; crash++) {
+      SCOPED_TRACE("crash " + std::to_string(crash));
+      volume->device.power_off_at(volume->device.operation_count() + random.between(20, 200));
+      for (int i = 0; i < 100 && !volume->device.powered_off(); i++) {
+        const auto at =
+            std::next(files.begin(), static_cast<std::ptrdiff_t>(random.below(files.size())));
+        const std::string bytes = random_bytes(2 * kBlock);
+        const auto written = write_at(at->second.ino, random.below(22) * kBlock, bytes);
+        if (!volume->device.powered_off()) {
+          ASSERT_TRUE(written) << describe(written.error()) << ", available "
+                               << store().space().available_blocks;
+        }
+        (void)volume->run(fs().sync());
+      }
+      volume->device.power_off_now();
+      volume->abandon();
+      const SimImage image =
+          volume->device.crash_image(static_cast<uint64_t>(crash), CrashMode::kRandom);
+      volume.reset();
+      mount_image(seed + 100 * static_cast<uint64_t>(crash), image, options);
+      // What was overwritten may be as before or after: read it anew.
+      for (auto& [name, file] : files) {
+        const std::string found = read_file(file);
+        ASSERT_EQ(found.size(), file.bytes.size()) << name << ": " << found.substr(0, 60);
+        file.bytes = found;
+      }
+      EXPECT_EQ(volume->verify(true), "");
+      if (HasFailure()) return;
+    }
+    // Still as much can be written as statfs says.
+    const uint64_t shown = store().space().available_blocks;
+    const uint64_t count = shown > 60 ? (shown - 60) / 26 : 0;
+    for (uint64_t i = 0; i < count; i++) {
+      const auto created = create("more" + std::to_string(i), 24);
+      ASSERT_TRUE(created) << i << " of " << count << ": " << describe(created.error());
+    }
+    expect_clean_after_remount();
     volume.reset();
   }
 }
