@@ -1,9 +1,9 @@
 // When garbage collection runs, and who waits for it.
 //
-// In the background: while nobody wants anything, if room is less than a share of the volume; and
-// always below a lower share. Then writers pay, too: each block written owes u / (1 - u) blocks of
-// moving, and who finds the debt above one unit of work does that unit before it goes on. A reservation
-// that finds no room at all has victims emptied until it fits or nothing gains.
+// In the background, while nobody wants anything, if room is less than a share of the volume. Below a
+// lower share writers pay: a block written owes a block won, which takes u / (1 - u) blocks of moving
+// (u: the share of the victim that lives), and who finds a whole unit of work due does it before it goes
+// on. A reservation that finds no room at all has victims emptied until it fits or nothing gains.
 
 #include <algorithm>
 
@@ -18,7 +18,8 @@ constexpr uint64_t kBackgroundNs = 1'000'000'000;
 constexpr uint64_t kAggressiveNs = 100'000'000;
 constexpr uint64_t kOpenStreamsMax = 3;   // data, survivors twice: what they hold is counted elsewhere
 constexpr uint64_t kVictimsPerRoom = 64;  // emptied at once before the one who waits looks again
-constexpr uint64_t kDebtUnitMax = 1024;   // blocks
+constexpr uint64_t kDebtUnitMax = 1024;   // blocks moved by one who pays
+constexpr uint64_t kDebtMax = 16'384;     // blocks to be won
 
 }  // namespace
 
@@ -59,22 +60,22 @@ Task<Result<>> Store::Impl::keep_bounds() {
 Task<Result<>> Store::Impl::gc_pay(uint64_t data_blocks) {
   if (!gc_on() || data_blocks == 0) co_return Result<>();
   if (options.gc != GcMode::kAggressive && !gc_room_below(kPacedShare)) {
-    gc.debt_256 = 0;
+    gc.debt_blocks = 0;
     co_return Result<>();
   }
+  gc.debt_blocks = std::min(gc.debt_blocks + data_blocks, kDebtMax);
   const uint64_t unit =
-      256 * std::min<uint64_t>(kDebtUnitMax, std::max<uint64_t>(geometry.segment_blocks / 2, 1));
-  gc.debt_256 = std::min(gc.debt_256 + data_blocks * gc_debt_256(live_data_blocks,
-                                                                 data_segments() *
-                                                                     geometry.segment_blocks),
-                         64 * unit);
-  if (gc.debt_256 < unit) co_return Result<>();
+      std::min<uint64_t>(kDebtUnitMax, std::max<uint64_t>(geometry.segment_blocks / 2, 1));
+  const auto due = [this, unit] { return gc.debt_blocks * gc.moves_per_won_256 / 256 >= unit; };
+  if (!due()) co_return Result<>();
   auto guard = co_await gc.lock.lock();
-  if (gc.debt_256 < unit) co_return Result<>();
-  gc.debt_256 -= unit;
+  if (!due()) co_return Result<>();  // others have paid meanwhile
+  const uint64_t moved_before = counters.gc_relocated_bytes;
   auto step = co_await gc_step(GcUrgency::kPaced);
   if (!step && shut_down) co_return fail(step.error());
-  if (!step || *step == GcStep::kNothing || *step == GcStep::kNoRoom) gc.debt_256 = 0;
+  const uint64_t moved = blocks_of_bytes(counters.gc_relocated_bytes - moved_before);
+  gc.debt_blocks -= std::min(gc.debt_blocks, moved * 256 / gc.moves_per_won_256);
+  if (!step || *step == GcStep::kNothing || *step == GcStep::kNoRoom) gc.debt_blocks = 0;
   if (segments.held_count() > segments.usable_count()) kick_background();
   co_return Result<>();
 }
@@ -171,7 +172,7 @@ Task<> Store::Impl::gc_background() {
     while (!stopping && !shut_down) {
       const bool scarce = aggressive || gc_room_below(kPacedShare);
       const bool idle = gc.foreground == since;
-      if (!scarce && !(idle && gc_room_below(kIdleShare))) break;
+      if (!aggressive && !(idle && gc_room_below(kIdleShare))) break;  // those who write pay
       auto guard = co_await gc.lock.lock();  // anew for each unit: writers who pay get in between
       auto step = co_await gc_step(scarce ? GcUrgency::kPaced : GcUrgency::kIdle);
       if (!step || *step == GcStep::kNothing || *step == GcStep::kNoRoom) break;

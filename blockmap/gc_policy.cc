@@ -8,7 +8,7 @@
 namespace cofs {
 namespace {
 
-constexpr uint64_t kDebtMax256 = 16 * 256;
+constexpr uint64_t kMovesMax256 = 64 * 256;
 
 }  // namespace
 
@@ -31,7 +31,7 @@ uint64_t gc_gain_blocks(uint32_t segment_blocks, uint32_t live_blocks) {
 uint64_t gc_gain_min(uint32_t segment_blocks, GcUrgency urgency) {
   switch (urgency) {
     case GcUrgency::kIdle: return segment_blocks / 4;
-    case GcUrgency::kPaced:
+    case GcUrgency::kPaced: return std::max<uint64_t>(segment_blocks / 16, 1);
     case GcUrgency::kUrgent: break;
   }
   return std::max<uint64_t>(segment_blocks / 32, 1);
@@ -75,9 +75,10 @@ uint64_t gc_winnable_segments(uint32_t segment_blocks, uint64_t segments, uint64
   return segments > left ? segments - left : 0;
 }
 
-uint64_t gc_debt_256(uint64_t live_blocks, uint64_t blocks) {
-  if (live_blocks >= blocks) return kDebtMax256;
-  return std::min(live_blocks * 256 / (blocks - live_blocks), kDebtMax256);
+uint64_t gc_moves_per_won_256(uint32_t segment_blocks, uint32_t live_blocks) {
+  const uint64_t gain = gc_gain_blocks(segment_blocks, live_blocks);
+  if (gain == 0) return kMovesMax256;
+  return std::clamp<uint64_t>(uint64_t{live_blocks} * 256 / gain, 1, kMovesMax256);
 }
 
 }  // namespace cofs

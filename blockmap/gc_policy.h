@@ -45,8 +45,8 @@ std::optional<size_t> choose_gc_victim(std::span<const GcCandidate> candidates,
 // urgent collection goes on until nothing gains.
 uint64_t gc_winnable_segments(uint32_t segment_blocks, uint64_t segments, uint64_t live_blocks);
 
-// What a writer owes for each block it writes, in blocks to be moved: u / (1 - u), times 256; at most
-// 16 blocks for one.
-uint64_t gc_debt_256(uint64_t live_blocks, uint64_t blocks);
+// How many blocks have to be moved to win one, with this victim: u / (1 - u), in 256ths; at least one
+// 256th, at most 64 blocks.
+uint64_t gc_moves_per_won_256(uint32_t segment_blocks, uint32_t live_blocks);
 
 }  // namespace cofs

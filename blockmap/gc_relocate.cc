@@ -139,6 +139,8 @@ Task<Result<bool>> Store::Impl::gc_take_victim(GcUrgency urgency) {
   counters.gc_victims++;
   gc.victim.emplace();
   gc.victim->segment = candidates[*choice];
+  gc.moves_per_won_256 =
+      gc_moves_per_won_256(geometry.segment_blocks, gc.victim->segment.live_blocks);
   const GcCandidate& segment = gc.victim->segment;
   auto entries = co_await read_summary(segment.segment, segment.generation);
   if (!entries) {

@@ -125,7 +125,8 @@ struct GcState {
   std::map<uint64_t, GcSkip> skips;  // by segment
   uint64_t won_blocks = 0;           // by all victims that were emptied, as it was reckoned
   // Pacing.
-  uint64_t debt_256 = 0;        // blocks to be moved for what was written, times 256
+  uint64_t debt_blocks = 0;     // to be won for what was written
+  uint64_t moves_per_won_256 = 256;  // of the last victim
   uint64_t dropped_blocks = 0;  // that died since the store was opened
   std::array<uint64_t, 3> nothing_at{};  // by urgency: 1 + dropped_blocks when nothing gained
   uint64_t foreground = 0;      // requests of users

@@ -81,8 +81,9 @@ std::string statistics_text(FileSystem& fs) {
   const StoreCounters& counters = store.counters();
   double amplification = 0;
   if (counters.data_bytes != 0) {
-    amplification =
-        static_cast<double>(counters.write_bytes) / static_cast<double>(counters.data_bytes);
+    // What the device wrote for it, whoever moved it.
+    const uint64_t written = counters.write_bytes + counters.gc_device_bytes + counters.gc_host_bytes;
+    amplification = static_cast<double>(written) / static_cast<double>(counters.data_bytes);
   }
   Json text = {
       {"volume", volume_figures(store.info(), store)},

@@ -75,12 +75,15 @@ TEST(GcPolicy, WhatIsCalledWinnableCanBeWon) {
   }
 }
 
-TEST(GcPolicy, TheDebtOfAWriter) {
-  EXPECT_EQ(gc_debt_256(0, 100), 0U);
-  EXPECT_EQ(gc_debt_256(50, 100), 256U);
-  EXPECT_EQ(gc_debt_256(80, 100), 4 * 256U);
-  EXPECT_EQ(gc_debt_256(99, 100), 16 * 256U);
-  EXPECT_EQ(gc_debt_256(100, 100), 16 * 256U);
+TEST(GcPolicy, WhatItTakesToWinABlock) {
+  EXPECT_EQ(gc_moves_per_won_256(256, 0), 1U);
+  EXPECT_EQ(gc_moves_per_won_256(256, 256), 64 * 256U);
+  for (uint32_t live = 1; live < 256; live++) {
+    EXPECT_GE(gc_moves_per_won_256(256, live + 1), gc_moves_per_won_256(256, live));
+  }
+  const uint64_t half = gc_moves_per_won_256(256, 126);
+  EXPECT_GT(half, 240U);
+  EXPECT_LT(half, 272U);
 }
 
 }  // namespace
