@@ -161,7 +161,7 @@ Task<Result<>> Store::Impl::assign_nodes(uint64_t sequence) {
 Task<Result<>> Store::Impl::release_log_chain() {
   Hold hold;
   hold.checkpoint = checkpoint_sequence + 1;
-  std::vector<uint64_t> keep;
+  hold.readers = reader_ordinal;  // file data may lie in the log
   const OpenSegment& log = streams[static_cast<size_t>(ondisk::Stream::kLog)];
   std::vector<uint64_t> chain;
   chain.swap(log_chain);

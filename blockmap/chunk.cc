@@ -122,6 +122,30 @@ void encode_footer(const Geometry& geometry, uint64_t segment, uint32_t generati
   std::memcpy(area.data(), &footer, sizeof(footer));
 }
 
+Result<std::vector<ondisk::SummaryEntry>> parse_footer(const Geometry& geometry, uint64_t segment,
+                                                       uint32_t generation,
+                                                       std::span<const std::byte> tail) {
+  const uint64_t tail_blocks = tail.size() / kBlockBytes;
+  for (uint64_t blocks = 1; blocks <= tail_blocks; blocks++) {
+    const auto area = tail.subspan(bytes_of_blocks(tail_blocks - blocks), bytes_of_blocks(blocks));
+    ondisk::SegmentFooter footer;
+    std::memcpy(&footer, area.data(), sizeof(footer));
+    if (footer.magic != ondisk::kFooterMagic || footer.footer_blocks != blocks ||
+        footer.segment != segment || footer.generation != generation ||
+        footer_blocks(footer.entry_count) > blocks ||
+        footer.checksum != area_checksum(area, chunk_seed(geometry, segment, generation))) {
+      continue;
+    }
+    std::vector<ondisk::SummaryEntry> entries(footer.entry_count);
+    if (!entries.empty()) {
+      std::memcpy(entries.data(), area.data() + sizeof(footer),
+                  entries.size() * sizeof(ondisk::SummaryEntry));
+    }
+    return entries;
+  }
+  return fail(Code::kCorrupt, "no footer here", geometry.block_of_segment(segment));
+}
+
 // --- Records ---
 
 void RecordWriter::append(ondisk::RecordType type, std::initializer_list<Bytes> parts) {
@@ -166,6 +190,17 @@ void RecordWriter::insert_vmap(uint64_t virtual_block, uint64_t physical_block, 
   body.generation = generation;
   std::vector<le32> encoded(checksums.begin(), checksums.end());
   append(ondisk::RecordType::kInsertVmap, {bytes_of(body), std::as_bytes(std::span(encoded))});
+}
+
+void RecordWriter::move_vmap(uint64_t virtual_block, uint64_t from_physical, uint64_t to_physical,
+                             uint32_t count, uint32_t to_generation) {
+  ondisk::RecordMoveVmap body{};
+  body.virtual_block = virtual_block;
+  body.from_physical = from_physical;
+  body.to_physical = to_physical;
+  body.count = count;
+  body.to_generation = to_generation;
+  append(ondisk::RecordType::kMoveVmap, {bytes_of(body)});
 }
 
 void RecordWriter::open_segment(uint64_t segment, uint32_t generation, ondisk::Stream stream,

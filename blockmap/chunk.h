@@ -53,6 +53,11 @@ void encode_segment_header(const Geometry& geometry, uint64_t segment, uint32_t 
                            ondisk::Stream stream, std::span<std::byte> block);
 void encode_footer(const Geometry& geometry, uint64_t segment, uint32_t generation,
                    std::span<const ondisk::SummaryEntry> entries, std::span<std::byte> area);
+// Looks for a segment's footer in `tail`, the last blocks of the segment, and checks it. Errors:
+// kCorrupt where there is none (which is no damage), or where it begins before `tail`.
+Result<std::vector<ondisk::SummaryEntry>> parse_footer(const Geometry& geometry, uint64_t segment,
+                                                       uint32_t generation,
+                                                       std::span<const std::byte> tail);
 
 // --- Records ---
 // Appends one record to a log buffer.
@@ -65,6 +70,8 @@ class RecordWriter {
                   uint32_t flags);
   void insert_vmap(uint64_t virtual_block, uint64_t physical_block, uint32_t generation,
                    std::span<const uint32_t> checksums);
+  void move_vmap(uint64_t virtual_block, uint64_t from_physical, uint64_t to_physical,
+                 uint32_t count, uint32_t to_generation);
   void open_segment(uint64_t segment, uint32_t generation, ondisk::Stream stream, uint64_t age);
   void add_references(uint64_t virtual_block, uint64_t count);
 

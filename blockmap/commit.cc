@@ -176,8 +176,12 @@ Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {
 
 // Segments that nothing can need any more: discarded, if the device can, then usable again.
 void Store::Impl::release_segments() {
-  std::vector<uint64_t> released =
-      segments.release_held(durable_commit, volume.commit, volume.sequence);
+  HoldProgress progress;
+  progress.durable_commit = durable_commit;
+  progress.checkpoint_commit = volume.commit;
+  progress.checkpoint = volume.sequence;
+  if (!readers.empty()) progress.oldest_reader = *readers.begin();
+  std::vector<uint64_t> released = segments.release_held(progress);
   if (released.empty()) return;
   counters.segments_freed += released.size();
   if (options.discard && env.device.geometry().can_discard) {

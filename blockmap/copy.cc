@@ -8,35 +8,32 @@
 #include <array>
 #include <utility>
 
+#include "blockmap/chunk_copy.h"
 #include "blockmap/records.h"
 #include "blockmap/store_impl.h"
 #include "offload/copy_meter.h"
 
 namespace cofs {
 
-// Keeps a segment pinned while something that was copied into it waits to be mapped.
-class SegmentPin {
- public:
-  SegmentPin(Store::Impl* store, uint64_t segment) : store_(store), segment_(segment) {
-    store_->segments.pin(segment_);
-  }
-  ~SegmentPin() {
-    store_->tasks_running++;
-    spawn(store_->env.executor, release(store_, segment_));
-  }
+SegmentPin::SegmentPin(Store::Impl* store, uint64_t segment) : store_(store), segment_(segment) {
+  store_->segments.pin(segment_);
+}
 
- private:
-  static Task<> release(Store::Impl* store, uint64_t segment) {
-    auto guard = co_await store->apply_lock.lock();
-    auto unpinned = co_await store->segments.unpin(segment, store->current_hold());
-    if (!unpinned && !store->shut_down) store->fail_store(unpinned.error(), "releasing a segment");
-    guard.release();
-    store->tasks_running--;
-    store->task_done.notify_all();
-  }
-  Store::Impl* store_;
-  uint64_t segment_;
-};
+SegmentPin::~SegmentPin() {
+  store_->tasks_running++;
+  store_->pins_releasing++;
+  spawn(store_->env.executor, release(store_, segment_));
+}
+
+Task<> SegmentPin::release(Store::Impl* store, uint64_t segment) {
+  auto guard = co_await store->apply_lock.lock();
+  auto unpinned = co_await store->segments.unpin(segment, store->current_hold());
+  if (!unpinned && !store->shut_down) store->fail_store(unpinned.error(), "releasing a segment");
+  guard.release();
+  store->tasks_running--;
+  store->pins_releasing--;
+  store->task_done.notify_all();
+}
 
 // Blocks to be copied, in order.
 struct PhysicalSource {
@@ -77,6 +74,16 @@ Task<Result<>> resolve(Store::Impl* store, BlockRange blocks, PhysicalSource* ou
                                                   store->geometry.volume_key));
     }
     at += n;
+  }
+  co_return Result<>();
+}
+
+Task<Result<>> resolve_all(Store::Impl* store, const std::vector<BlockRange>* virtual_sources,
+                           PhysicalSource* out) {
+  *out = PhysicalSource();
+  for (const BlockRange& blocks : *virtual_sources) {
+    auto resolved = co_await resolve(store, blocks, out);
+    COFS_CO_TRY(resolved);
   }
   co_return Result<>();
 }
@@ -174,17 +181,6 @@ Task<CopyOutcome> Store::Impl::recopy_by_host(const std::vector<BlockRange>* sou
   co_return outcome;
 }
 
-// One chunk's share of a copy.
-struct Store::Impl::ChunkCopy {
-  std::unique_ptr<ChunkWrite> chunk;
-  std::shared_ptr<SegmentPin> pin;
-  std::vector<BlockRange> sources;
-  const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
-  CopyOutcome outcome;
-
-  uint64_t blocks() const { return chunk->payload_blocks; }
-};
-
 // Takes places for the blocks from `from` on, as many chunks as are worth having in flight.
 Task<Result<std::vector<Store::Impl::ChunkCopy>>> Store::Impl::stage_copy(
     const PhysicalSource* source, uint64_t from, Reservation* reservation) {
@@ -256,11 +252,9 @@ Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* v
   Impl& store = *impl_;
   std::vector<StagedRun> runs;
   PhysicalSource source;
+  ReaderTicket ticket(&store);
   *error = store.check_writable();
-  for (const BlockRange& blocks : *virtual_sources) {
-    if (!*error) co_return runs;
-    *error = co_await resolve(&store, blocks, &source);
-  }
+  if (*error) *error = co_await resolve_all(&store, virtual_sources, &source);
   const uint64_t total = source.rekeyed.size();
   uint64_t done = 0;
   int doubts = 0;
@@ -295,9 +289,12 @@ Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* v
       break;
     }
     // The rest goes to another place; the segment is not used again before the device has answered.
+    ticket.end();  // room may be made by waiting for readers, and by moving the sources
     auto more = co_await reserve(Cost(lost, 0), SpaceClass::kUser);
+    ticket.begin();
     if (more) {
       reservation->merge(std::move(*more));
+      *error = co_await resolve_all(&store, virtual_sources, &source);
     } else {
       *error = fail(more.error());
     }

@@ -260,6 +260,28 @@ Task<> Store::Impl::write_chunk(std::unique_ptr<ChunkWrite> chunk, uint64_t ordi
   end_write(ordinal);
 }
 
+// A chunk without payload yet at the end of an open stream, which others fill by copying.
+std::unique_ptr<ChunkWrite> Store::Impl::begin_staged_chunk(ondisk::Stream stream) {
+  OpenSegment& slot = streams[static_cast<size_t>(stream)];
+  auto chunk = std::make_unique<ChunkWrite>();
+  chunk->stream = stream;
+  chunk->segment = slot.segment;
+  chunk->generation = slot.generation;
+  chunk->block = slot.next_block;
+  chunk->with_segment_header = !slot.header_written;
+  chunk->with_payload = false;
+  slot.header_written = true;
+  return chunk;
+}
+
+// Its entries are known: takes the place and writes the chunk's header.
+void Store::Impl::finish_staged_chunk(const ChunkWrite& chunk) {
+  OpenSegment& slot = streams[static_cast<size_t>(chunk.stream)];
+  slot.entries.insert(slot.entries.end(), chunk.entries.begin(), chunk.entries.end());
+  slot.next_block = chunk.payload_start() + chunk.payload_blocks;
+  start_chunk(std::make_unique<ChunkWrite>(chunk));
+}
+
 // Takes a place for up to `blocks_wanted` blocks that somebody else writes, and writes the chunk's
 // header. Under the apply lock.
 Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t blocks_wanted) {
@@ -271,13 +293,7 @@ Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t bloc
     auto opened = co_await open_stream(ondisk::Stream::kData);
     COFS_CO_TRY(opened);
   }
-  auto chunk = std::make_unique<ChunkWrite>();
-  chunk->segment = data.segment;
-  chunk->generation = data.generation;
-  chunk->block = data.next_block;
-  chunk->with_segment_header = !data.header_written;
-  chunk->with_payload = false;
-  data.header_written = true;
+  auto chunk = begin_staged_chunk(ondisk::Stream::kData);
   chunk->payload_blocks =
       static_cast<uint32_t>(std::min<uint64_t>(blocks_wanted, stream_room(data, 1)));
   ondisk::SummaryEntry entry{};
@@ -287,11 +303,8 @@ Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t bloc
   entry.id = next_virtual;
   next_virtual += chunk->payload_blocks;
   chunk->entries.push_back(entry);
-  data.entries.push_back(entry);
-  data.next_block = chunk->payload_start() + chunk->payload_blocks;
   unflushed_data_blocks += chunk->payload_blocks;
-  auto header_only = std::make_unique<ChunkWrite>(*chunk);
-  start_chunk(std::move(header_only));
+  finish_staged_chunk(*chunk);
   co_return chunk;
 }
 

@@ -20,6 +20,7 @@ Hold Store::Impl::current_hold() const {
     hold.commit = commit_number + 1;
     // A log segment with data in it may be needed until the last frozen checkpoint is durable.
     hold.checkpoint = checkpoint_sequence;
+    hold.readers = reader_ordinal;
   }
   return hold;
 }
@@ -221,6 +222,7 @@ Task<Result<>> Store::Impl::free_virtual(uint64_t virtual_block, uint64_t count)
       co_return fail(Code::kCorrupt, "the count of live blocks does not add up");
     }
     live_data_blocks -= cut_end - at;
+    gc.dropped_blocks += cut_end - at;
     at = cut_end;
   }
   co_return Result<>();
@@ -344,7 +346,13 @@ Task<Result<>> Store::Impl::apply_record(const Record& record) {
       auto added = co_await apply_add_references(in.virtual_block, in.count);
       co_return added;
     }
-    case ondisk::RecordType::kMoveVmap: break;
+    case ondisk::RecordType::kMoveVmap: {
+      auto in = parse_move_vmap(body, geometry);
+      COFS_CO_TRY(in);
+      auto moved = co_await apply_move_vmap(*in);
+      COFS_CO_TRY(moved);
+      co_return Result<>();
+    }
   }
   co_return fail(Code::kUnknownFeature, "log record: unknown type",
                  static_cast<uint64_t>(record.type));

@@ -114,8 +114,39 @@ Task<Result<std::vector<Mapping>>> Store::map_range(uint64_t ino, uint64_t file_
   co_return mappings;
 }
 
+// --- The grace of readers ---
+
+ReaderTicket::ReaderTicket(Store::Impl* store) : store_(store) { begin(); }
+
+void ReaderTicket::begin() {
+  COFS_ASSERT(ordinal_ == 0);
+  ordinal_ = ++store_->reader_ordinal;
+  store_->readers.insert(ordinal_);
+}
+
+void ReaderTicket::end() {
+  if (ordinal_ == 0) return;
+  const bool oldest = *store_->readers.begin() == ordinal_;
+  store_->readers.erase(ordinal_);
+  ordinal_ = 0;
+  if (!oldest || !store_->segments.waits_for_readers()) return;
+  if (!store_->shut_down) store_->release_segments();
+  store_->reader_done.notify_all();
+}
+
+// REQUIRES: the caller is no reader itself.
+Task<> Store::Impl::wait_for_readers() {
+  const uint64_t begun = reader_ordinal;
+  while (!shut_down && segments.waits_for_readers() && !readers.empty() &&
+         *readers.begin() <= begun) {
+    co_await reader_done.wait();
+  }
+}
+
 Task<Result<>> Store::read_blocks(BlockRange virtual_blocks, std::byte* target) {
   Impl& store = *impl_;
+  const ReaderTicket ticket(&store);
+  store.gc.foreground++;
   std::vector<ReadPiece> pieces;
   uint64_t at = virtual_blocks.start;
   while (at < virtual_blocks.end()) {

@@ -130,6 +130,24 @@ Result<InsertedVmap> parse_insert_vmap(Bytes body, const Geometry& geometry) {
   return out;
 }
 
+Result<VmapMove> parse_move_vmap(Bytes body, const Geometry& geometry) {
+  ondisk::RecordMoveVmap in;
+  if (body.size() != sizeof(in)) return fail(Code::kCorrupt, "log record: move size");
+  std::memcpy(&in, body.data(), sizeof(in));
+  if (in.count == 0 || in.count > ondisk::kVmapBlocksMax || in.virtual_block == 0 ||
+      in.virtual_block >= kVirtualMax || !geometry.inside_segment(in.from_physical, in.count) ||
+      !geometry.inside_segment(in.to_physical, in.count)) {
+    return fail(Code::kCorrupt, "log record: move value");
+  }
+  VmapMove out;
+  out.virtual_block = in.virtual_block;
+  out.from_physical = in.from_physical;
+  out.to_physical = in.to_physical;
+  out.count = in.count;
+  out.to_generation = in.to_generation;
+  return out;
+}
+
 Result<VrefRange> parse_vref(const Key& key, Bytes value) {
   ondisk::Vref in;
   if (value.size() != sizeof(in)) return fail(Code::kCorrupt, "vref: size");
@@ -146,6 +164,35 @@ std::vector<std::byte> encode_vref(const VrefRange& ref) {
   out.count = ref.count;
   out.references = ref.references;
   return vector_of(out);
+}
+
+Task<Result<std::optional<VmapPiece>>> find_vmap(BTree& tree, const Geometry& geometry,
+                                                 uint64_t start, uint64_t end) {
+  VmapPiece piece;
+  auto before = co_await tree.last_at_or_before(Key::vmap(0), Key::vmap(start));
+  COFS_CO_TRY(before);
+  if (before->has_value()) {
+    auto value = parse_vmap((*before)->value, geometry);
+    COFS_CO_TRY(value);
+    piece.record_start = (*before)->key.id;
+    piece.record = std::move(*value);
+    if (piece.record_end() > start) {
+      piece.start = start;
+      piece.end = std::min(end, piece.record_end());
+      co_return std::optional<VmapPiece>(std::move(piece));
+    }
+  }
+  if (start + 1 >= end) co_return std::optional<VmapPiece>();
+  auto after = co_await tree.first_at_or_after(Key::vmap(start + 1), Key::vmap(end));
+  COFS_CO_TRY(after);
+  if (!after->has_value()) co_return std::optional<VmapPiece>();
+  auto value = parse_vmap((*after)->value, geometry);
+  COFS_CO_TRY(value);
+  piece.record_start = (*after)->key.id;
+  piece.record = std::move(*value);
+  piece.start = piece.record_start;
+  piece.end = std::min(end, piece.record_end());
+  co_return std::optional<VmapPiece>(std::move(piece));
 }
 
 Task<Result<std::optional<VrefRange>>> find_vref(BTree& tree, uint64_t start, uint64_t end) {

@@ -45,6 +45,17 @@ struct InsertedVmap {
 };
 Result<InsertedVmap> parse_insert_vmap(Bytes body, const Geometry& geometry);
 
+// Blocks that got another place, content and checksums unchanged.
+struct VmapMove {
+  uint64_t virtual_block = 0;
+  uint64_t from_physical = 0;
+  uint64_t to_physical = 0;
+  uint32_t count = 0;  // 1 … kVmapBlocksMax
+  uint32_t to_generation = 0;
+  uint64_t end() const { return virtual_block + count; }
+};
+Result<VmapMove> parse_move_vmap(Bytes body, const Geometry& geometry);
+
 struct VrefRange {
   uint64_t start = 0;
   uint64_t count = 0;
@@ -55,6 +66,18 @@ struct VrefRange {
 };
 Result<VrefRange> parse_vref(const Key& key, Bytes value);
 std::vector<std::byte> encode_vref(const VrefRange& ref);
+
+struct VmapPiece {  // a part of a vmap record
+  uint64_t record_start = 0;
+  VmapValue record;
+  uint64_t start = 0;  // of the part
+  uint64_t end = 0;
+  uint64_t record_end() const { return record_start + record.checksums.size(); }
+  uint64_t physical() const { return record.physical_block + (start - record_start); }
+};
+// The first part of [start, end) that is mapped.
+Task<Result<std::optional<VmapPiece>>> find_vmap(BTree& tree, const Geometry& geometry,
+                                                 uint64_t start, uint64_t end);
 
 // The first vref range that overlaps [start, end).
 Task<Result<std::optional<VrefRange>>> find_vref(BTree& tree, uint64_t start, uint64_t end);

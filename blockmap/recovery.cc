@@ -516,6 +516,10 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
   if (!options.read_only && options.background) {
     impl.background_running = true;
     spawn(environment.executor, impl.background());
+    if (impl.gc_on()) {
+      impl.tasks_running++;
+      spawn(environment.executor, impl.gc_background());
+    }
   }
   impl.start_measuring();
   co_return store;

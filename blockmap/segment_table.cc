@@ -217,15 +217,17 @@ Task<Result<>> SegmentTable::unpin(uint64_t segment, Hold hold) {
   co_return Result<>();
 }
 
-std::vector<uint64_t> SegmentTable::release_held(uint64_t durable_commit,
-                                                 uint64_t durable_checkpoint_commit,
-                                                 uint64_t durable_checkpoint) {
+std::vector<uint64_t> SegmentTable::release_held(const HoldProgress& progress) {
   std::vector<uint64_t> released;
+  waits_for_readers_ = false;
   for (auto it = held_.begin(); it != held_.end();) {
     const Hold& hold = it->second;
-    const bool commit_done = hold.commit == 0 || durable_commit > hold.commit ||
-                             durable_checkpoint_commit >= hold.commit;
-    if (commit_done && hold.checkpoint <= durable_checkpoint) {
+    const bool commit_done = hold.commit == 0 || progress.durable_commit > hold.commit ||
+                             progress.checkpoint_commit >= hold.commit;
+    const bool durable = commit_done && hold.checkpoint <= progress.checkpoint;
+    const bool unread = hold.readers < progress.oldest_reader;
+    if (durable && !unread) waits_for_readers_ = true;
+    if (durable && unread) {
       released.push_back(it->first);
       set_aside_.insert(it->first);
       it = held_.erase(it);

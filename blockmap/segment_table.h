@@ -35,6 +35,15 @@ struct SegmentState {
 struct Hold {
   uint64_t commit = 0;      // the commit after this one (or a checkpoint that includes it); 0: none
   uint64_t checkpoint = 0;  // the checkpoint with this sequence; 0: none
+  uint64_t readers = 0;     // and the readers up to this ordinal must have ended; 0: none
+};
+
+// What has come about of what holds ask for.
+struct HoldProgress {
+  uint64_t durable_commit = 0;
+  uint64_t checkpoint_commit = 0;  // the last commit that the durable checkpoint includes
+  uint64_t checkpoint = 0;         // the sequence of the durable checkpoint
+  uint64_t oldest_reader = UINT64_MAX;  // of those that still read; UINT64_MAX: nobody does
 };
 
 class SegmentTable {
@@ -67,8 +76,7 @@ class SegmentTable {
 
   // Makes held segments usable whose conditions are met; returns them (to be discarded first, if
   // discards are wanted, then passed to add_usable).
-  std::vector<uint64_t> release_held(uint64_t durable_commit, uint64_t durable_checkpoint_commit,
-                                     uint64_t durable_checkpoint);
+  std::vector<uint64_t> release_held(const HoldProgress& progress);
   void add_usable(uint64_t segment);
 
   // Puts all changed groups into the tree. True if any was changed.
@@ -82,6 +90,9 @@ class SegmentTable {
 
   uint64_t free_count() const { return free_count_; }
   uint64_t held_count() const { return held_.size(); }
+  // Whether the last release_held() left segments that only wait for readers.
+  bool waits_for_readers() const { return waits_for_readers_; }
+  bool is_pinned(uint64_t segment) const { return pins_.contains(segment); }
   uint64_t usable_count() const { return free_count_ - held_.size() - set_aside_.size(); }
   uint64_t node_segments() const { return node_segments_; }
   uint64_t freed_total() const { return freed_total_; }
@@ -109,6 +120,7 @@ class SegmentTable {
   uint64_t scan_group_ = 0;
   uint64_t scanned_groups_ = 0;
   std::unordered_map<uint64_t, Hold> held_;
+  bool waits_for_readers_ = false;
   std::unordered_set<uint64_t> set_aside_;  // free, being discarded or lent
   std::unordered_map<uint64_t, uint32_t> pins_;
   uint64_t free_count_ = 0;

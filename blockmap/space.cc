@@ -2,7 +2,9 @@
 //
 // Usable segments minus: the log's due (it may grow to twice its limit before a checkpoint ends), the
 // nodes' due (cleaning keeps node segments at least half live, so nodes may take twice their size),
-// growth of the tree not yet checkpointed, promises, and the reserves of the more urgent classes.
+// growth of the tree not yet checkpointed, promises, and the reserves of the more urgent classes. What
+// is dead in segments that hold live data is room, too, once garbage collection has won it: who finds
+// no other room has that done.
 
 #include <algorithm>
 
@@ -53,11 +55,9 @@ uint64_t blocks_of_cost(const Cost& cost) {
 }
 
 uint64_t Store::Impl::usable_blocks() const {
-  // Of each segment the header, the footer and the headers of its chunks are no room for data.
-  const uint64_t overhead = 3 + geometry.segment_blocks / 512;
   const OpenSegment& data = streams[static_cast<size_t>(ondisk::Stream::kData)];
-  const uint64_t room = stream_room(data, 2);
-  return segments.usable_count() * (geometry.segment_blocks - overhead) + room;
+  const uint64_t room_in_open = stream_room(data, 2);
+  return segments.usable_count() * (geometry.segment_blocks - segment_overhead()) + room_in_open;
 }
 
 uint64_t Store::Impl::metadata_debt() const {
@@ -88,12 +88,19 @@ uint64_t Store::Impl::delete_reserve() const {
          2 * geometry.segment_blocks;
 }
 
-uint64_t Store::Impl::available(SpaceClass space_class) const {
+// Room for the survivors of one victim in either stream, and one segment that a crash may cost.
+uint64_t Store::Impl::gc_reserve() const { return gc_on() ? 3 * geometry.segment_blocks : 0; }
+
+int64_t Store::Impl::room(SpaceClass space_class) const {
   uint64_t taken = log_headroom() + node_headroom() + metadata_debt() + ledger.outstanding;
   if (space_class != SpaceClass::kCheckpoint) taken += checkpoint_reserve();
+  if (space_class == SpaceClass::kUser || space_class == SpaceClass::kDelete) taken += gc_reserve();
   if (space_class == SpaceClass::kUser) taken += delete_reserve();
-  const uint64_t have = usable_blocks();
-  return have > taken ? have - taken : 0;
+  return static_cast<int64_t>(usable_blocks()) - static_cast<int64_t>(taken);
+}
+
+uint64_t Store::Impl::available(SpaceClass space_class) const {
+  return static_cast<uint64_t>(std::max<int64_t>(room(space_class), 0));
 }
 
 bool Store::Impl::log_over_limit(uint64_t factor) const {
@@ -104,16 +111,19 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
   Impl& store = *impl_;
   auto writable = store.check_writable();
   COFS_CO_TRY(writable);
-  // Bounds that only a commit or a checkpoint can restore.
-  while (store.tree.dirty_nodes() >= store.dirty_nodes_max || store.log_over_limit(2)) {
-    auto done = co_await checkpoint();
-    COFS_CO_TRY(done);
-  }
+  store.gc.foreground++;
+  auto bounded = co_await store.keep_bounds();
+  COFS_CO_TRY(bounded);
   if (store.unflushed_data_blocks > kUnflushedBlocksMax) {
     auto done = co_await commit();
     COFS_CO_TRY(done);
   }
+  if (space_class == SpaceClass::kUser) {
+    auto paid = co_await store.gc_pay(cost.data_blocks);
+    COFS_CO_TRY(paid);
+  }
   const uint64_t blocks = blocks_of_cost(cost);
+  uint64_t collections = store.gc_on() ? 2 * store.geometry.segment_count : 0;
   for (int attempt = 0;; attempt++) {
     if (store.available(space_class) >= blocks) {
       store.ledger.outstanding += blocks;
@@ -123,9 +133,17 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
                           store.ledger.outstanding != 0 ||
                           store.segments.usable_count() + store.segments.held_count() <
                               store.segments.free_count();
-    if (attempt == kRoomAttempts || !may_gain) co_return fail(Code::kNoSpace, "the volume is full");
+    if (collections != 0 && (attempt > 0 || !may_gain)) {
+      auto more = co_await store.gc_make_room(blocks, space_class);
+      COFS_CO_TRY(more);
+      collections = *more ? collections - 1 : 0;
+      if (*more) attempt = 0;
+      continue;
+    }
+    if (attempt >= kRoomAttempts || !may_gain) co_return fail(Code::kNoSpace, "the volume is full");
     auto done = co_await checkpoint();
     COFS_CO_TRY(done);
+    co_await store.wait_for_readers();
     co_await store.wait_for_discards();
   }
 }
@@ -147,20 +165,22 @@ Task<Result<Transaction>> Store::begin(Reservation reservation) {
 SpaceReport Store::space() const {
   const Impl& store = *impl_;
   SpaceReport report;
-  const uint64_t overhead = 3 + store.geometry.segment_blocks / 512;
+  const uint64_t overhead = store.segment_overhead();
   const uint64_t usable_segments = store.geometry.segment_count - 1;
-  const uint64_t fixed = store.checkpoint_reserve() + store.delete_reserve() +
-                         2 * store.geometry.log_limit_blocks + 4 * store.geometry.segment_blocks +
+  const uint64_t reserves = store.checkpoint_reserve() + store.gc_reserve() + store.delete_reserve();
+  const uint64_t fixed = reserves + 2 * store.geometry.log_limit_blocks +
+                         4 * store.geometry.segment_blocks +
                          2 * store.geometry.metadata_copies * store.geometry.segment_blocks;
   const uint64_t all = usable_segments * (store.geometry.segment_blocks - overhead);
   report.total_blocks = all > fixed ? all - fixed : 0;
-  // Segments that only wait for a commit count: a writer that needs them makes that commit.
+  // Segments that only wait for a commit count: a writer that needs them makes that commit. So does
+  // what garbage collection can win.
   const uint64_t waiting = (store.segments.free_count() - store.segments.usable_count()) *
                            (store.geometry.segment_blocks - overhead);
   const uint64_t taken = store.log_headroom() + store.node_headroom() + store.metadata_debt() +
-                         store.ledger.outstanding + store.checkpoint_reserve() +
-                         store.delete_reserve();
-  const uint64_t have = store.usable_blocks() + waiting;
+                         store.ledger.outstanding + reserves;
+  report.winnable_blocks = store.gc_winnable_blocks();
+  const uint64_t have = store.usable_blocks() + waiting + report.winnable_blocks;
   report.free_blocks = have;
   const uint64_t available = have > taken ? have - taken : 0;
   report.available_blocks = available - available / 64;

@@ -1,8 +1,9 @@
 // What may still be written: exact promises of space, made before an operation starts.
 //
 // Every operation states its worst case as a Cost and gets a Reservation, or kNoSpace. Three nested
-// reserves keep the volume usable when full: user operations leave the delete and the checkpoint
-// reserve, operations that free space leave the checkpoint reserve, checkpoints may use all.
+// reserves keep the volume usable when full: user operations leave all three, operations that free
+// space leave those of garbage collection and of checkpoints, garbage collection leaves that of
+// checkpoints, checkpoints may use all.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace cofs {
 
-enum class SpaceClass : uint8_t { kUser, kDelete, kCheckpoint };
+enum class SpaceClass : uint8_t { kUser, kDelete, kGc, kCheckpoint };
 
 struct Cost {
   uint64_t data_blocks = 0;    // blocks of file data that will be placed

@@ -43,7 +43,9 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       commit_done(env.executor),
       checkpoint_done(env.executor),
       write_done(env.executor),
-      task_done(env.executor) {
+      reader_done(env.executor),
+      task_done(env.executor),
+      gc(env.executor) {
   segments.set_counts(state.free_segments, state.node_segments);
   next_virtual = state.next_virtual;
   next_inode = state.next_inode;
@@ -119,6 +121,7 @@ void Store::Impl::fail_store(const Error& error, const char* what) {
   commit_done.notify_all();
   checkpoint_done.notify_all();
   write_done.notify_all();
+  reader_done.notify_all();
   kick_background();
 }
 
@@ -140,6 +143,7 @@ Environment& Store::environment() { return impl_->env; }
 
 void Store::Impl::kick_background() {
   if (background_asleep) env.clock.cancel(background_timer);
+  if (stopping || shut_down) kick_gc();
 }
 
 Task<> Store::Impl::background() {
@@ -153,6 +157,7 @@ Task<> Store::Impl::background() {
     const uint64_t now = env.clock.monotonic_ns();
     const bool checkpoint_due =
         log_over_limit(1) || tree.dirty_nodes() * 2 > dirty_nodes_max ||
+        (gc_on() && segments.held_count() > segments.usable_count()) ||
         (tree.dirty_nodes() != 0 && now - last_checkpoint_ns > options.checkpoint_interval_ns);
     // A failure has been reported and shut the store down; the loop then ends.
     if (checkpoint_due) {
@@ -184,6 +189,7 @@ Task<Result<>> Store::close() {
   Impl& store = *impl_;
   Result<> result;
   store.stopping = true;
+  co_await store.stop_gc();
   co_await store.copier.settle();
   if (!store.options.read_only && !store.shut_down) {
     // Leave nothing that the last, clean checkpoint could be interrupted by.
@@ -207,6 +213,8 @@ Task<> Store::abandon() {
   store.commit_done.notify_all();
   store.checkpoint_done.notify_all();
   store.write_done.notify_all();
+  store.reader_done.notify_all();
+  co_await store.stop_gc();
   co_await store.copier.settle();
   co_await store.wait_for_tasks();
 }

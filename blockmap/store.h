@@ -52,6 +52,23 @@ enum class CopyMeasuring : uint8_t {
   kAlways,  // at each mount
 };
 
+enum class GcMode : uint8_t {
+  kOff,         // nothing is moved: a segment is used again once all of it is dead
+  kAuto,        // when room gets scarce, and before that when the device is idle
+  kAggressive,  // whenever something can be won, as fast as possible; for tests
+};
+
+// How much a call of Store::collect_garbage() is to do.
+struct GcRequest {
+  uint64_t victims_max = UINT64_MAX;
+  bool urgent = true;  // take the emptiest of all; else: as when writers pay for room
+  GcRequest() = default;
+};
+struct GcReport {
+  uint64_t victims = 0;        // segments emptied
+  uint64_t moved_blocks = 0;
+};
+
 struct StoreOptions {
   bool read_only = false;       // nothing is written; an unclean log is replayed in memory
   uint64_t cache_bytes = 64ULL << 20;
@@ -59,6 +76,7 @@ struct StoreOptions {
   uint64_t commit_interval_ns = 5'000'000'000;
   uint64_t checkpoint_interval_ns = 30'000'000'000;
   bool discard = true;
+  GcMode gc = GcMode::kOff;
   bool background = true;       // run the periodic commit and checkpoint; tests may drive them
   CopyEngineOptions copy;
   uint32_t copy_verify_percent = 1;  // of the blocks that a device copied, read back and compared
@@ -167,6 +185,7 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
   uint64_t free_blocks = 0;      // available plus reserves
   uint64_t live_data_blocks = 0;
   uint64_t dead_blocks = 0;      // in segments that still hold live data
+  uint64_t winnable_blocks = 0;  // that garbage collection can make free; available has them
   uint64_t node_blocks = 0;      // tree nodes, all copies
   uint64_t reserved_blocks = 0;  // promised to operations under way
   uint64_t free_segments = 0;
@@ -189,6 +208,12 @@ struct StoreCounters {
   uint64_t copy_verify_failures = 0;  // gathers that a device reported done and that were wrong
   uint64_t segments_freed = 0;
   uint64_t nodes_cleaned = 0;    // moved out of sparse node segments
+  uint64_t gc_victims = 0;          // segments that garbage collection chose …
+  uint64_t gc_segments_freed = 0;   // … and emptied
+  uint64_t gc_skipped = 0;          // segments that could not be emptied, each time
+  uint64_t gc_relocated_bytes = 0;  // that have a new place
+  uint64_t gc_device_bytes = 0;     // copied for it: by the device or the host's filesystem
+  uint64_t gc_host_bytes = 0;       // … and by reading and writing
 };
 
 struct VolumeInfo {
@@ -275,6 +300,9 @@ class Store {
   // --- Durability ---
   Task<Result<>> commit();      // everything done before the call is durable after it
   Task<Result<>> checkpoint();  // commits, and writes the tree
+  // Moves live data out of segments until nothing gains, or there is no room to do so, or `request`
+  // says; what became free can be used after the next checkpoint. Does nothing where options.gc is off.
+  Task<Result<GcReport>> collect_garbage(GcRequest request);
   bool shut_down() const;       // after a failure: nothing can change any more
   bool read_only() const;
 

@@ -1,6 +1,8 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc.
+// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc, and
+// garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
+// (its new places), gc_pacing.cc (when).
 //
 // Everything that changes runs under apply_lock. See docs/CRASH.md for the order of writes.
 #pragma once
@@ -13,7 +15,9 @@
 #include <vector>
 
 #include "blockmap/chunk.h"
+#include "blockmap/gc_policy.h"
 #include "blockmap/node_source.h"
+#include "blockmap/records.h"
 #include "blockmap/segment_table.h"
 #include "blockmap/store.h"
 #include "blockmap/volume.h"
@@ -81,7 +85,71 @@ struct ReadPiece {
   Result<> result;
 };
 
+// --- Garbage collection ---
+
+struct GcRange {  // blocks of a victim that may live
+  uint64_t virtual_block = 0;
+  uint64_t physical_block = 0;
+  uint64_t count = 0;
+};
+
+struct GcVictim {
+  GcCandidate segment;
+  std::vector<GcRange> ranges;  // by virtual number
+  size_t next = 0;              // ranges before this are done with …
+  uint64_t next_done = 0;       // … and so many blocks of this one
+  int doubts = 0;               // copies that went to a place in doubt
+};
+
+struct GcSkip {  // a segment that could not be emptied
+  uint32_t generation = 0;
+  uint32_t failures = 0;
+  uint64_t until_ns = 0;
+};
+
+enum class GcStep : uint8_t {
+  kNothing,  // no segment gains enough
+  kNoRoom,   // a checkpoint may make some
+  kMoved,    // a unit of work is done
+  kFreed,    // … and with it the victim is empty
+  kSkipped,  // the victim is given up
+};
+
+struct GcUnit;  // gc_relocate.cc: one bounded piece of work
+
+// Changed with `lock` held, but for the counters of pacing.
+struct GcState {
+  explicit GcState(Executor& executor) : lock(executor) {}
+  Mutex lock;
+  std::optional<GcVictim> victim;
+  std::map<uint64_t, GcSkip> skips;  // by segment
+  uint64_t won_blocks = 0;           // by all victims that were emptied, as it was reckoned
+  // Pacing.
+  uint64_t debt_blocks = 0;     // to be won for what was written
+  uint64_t moves_per_won_256 = 256;  // of the last victim
+  uint64_t dropped_blocks = 0;  // that died since the store was opened
+  std::array<uint64_t, 3> nothing_at{};  // by urgency: 1 + dropped_blocks when nothing gained
+  uint64_t foreground = 0;      // requests of users
+  TimerRequest timer;
+  bool asleep = false;
+};
+
 struct PhysicalSource;  // copy.cc: blocks to be copied
+
+// Somebody who resolves virtual blocks to places and then reads there: no segment that is freed from
+// now on is written again before this ends.
+class ReaderTicket {
+ public:
+  explicit ReaderTicket(Store::Impl* store);
+  ~ReaderTicket() { end(); }
+  ReaderTicket(const ReaderTicket&) = delete;
+  void begin();  // again, for places that are resolved from now on. REQUIRES: ended
+  void end();
+
+ private:
+  Store::Impl* store_;
+  uint64_t ordinal_ = 0;  // 0: ended
+};
 
 struct Transaction::State {
   enum class Kind : uint8_t { kPut, kErase, kMapExtent, kAddReferences, kWriteData, kMapStaged };
@@ -190,10 +258,16 @@ struct Store::Impl {
   uint64_t metadata_debt_bytes = 0;  // of records added since the last freeze
   uint64_t dirty_nodes_max = 0;
 
+  // --- readers ---
+  std::set<uint64_t> readers;     // ordinals of those under way
+  uint64_t reader_ordinal = 0;    // of the last one that began
+  Event reader_done;
+
   // --- background ---
   bool stopping = false;
   bool background_running = false;
   uint64_t tasks_running = 0;
+  uint64_t pins_releasing = 0;
   Event task_done;
   TimerRequest background_timer;
   bool background_asleep = false;
@@ -223,6 +297,43 @@ struct Store::Impl {
   Task<Result<>> free_virtual(uint64_t virtual_block, uint64_t count);
   Task<Result<>> apply_record(const Record& record);
 
+  // gc_publish.cc
+  Task<Result<uint64_t>> apply_move_vmap(VmapMove move);  // compare and set; the blocks moved
+  Task<Result<uint64_t>> gc_publish(const std::vector<VmapMove>* moves);
+
+  // gc_summary.cc: what the chunks of a sealed segment hold, as they say.
+  Task<Result<std::vector<ondisk::SummaryEntry>>> read_summary(uint64_t segment,
+                                                               uint32_t generation);
+
+  // gc_relocate.cc
+  GcState gc;
+  bool gc_on() const { return options.gc != GcMode::kOff && !options.read_only; }
+  Task<Result<GcStep>> gc_step(GcUrgency urgency);
+  Task<Result<GcStep>> gc_work(GcUrgency urgency);
+  Task<Result<bool>> gc_take_victim(GcUrgency urgency);
+  Task<Result<std::vector<GcCandidate>>> gc_candidates(bool all);
+  bool gc_may_take(uint64_t segment, const SegmentState& state) const;
+  Task<Result<>> gc_collect(GcUnit* unit);
+  bool gc_has_room(const GcUnit& unit) const;
+  Task<Result<>> gc_stage(GcUnit* unit);
+  Task<Result<GcStep>> gc_copy(GcUnit* unit);
+  Task<Result<GcStep>> gc_finish_victim();
+  void gc_skip(const std::string& why);
+  Task<> wait_for_pins();
+
+  // gc_pacing.cc
+  int64_t room(SpaceClass space_class) const;  // available(), below 0 where promises are not covered
+  uint64_t data_segments() const;
+  uint64_t gc_winnable_blocks() const;
+  int64_t gc_stream_room() const;
+  bool gc_room_below(uint64_t share) const;
+  Task<Result<>> keep_bounds();
+  Task<Result<>> gc_pay(uint64_t data_blocks);
+  Task<Result<bool>> gc_make_room(uint64_t blocks, SpaceClass space_class);
+  Task<> gc_background();
+  void kick_gc();
+  Task<> stop_gc();  // once nothing new may begin: until nothing is under way
+
   // data_writer.cc
   Task<Result<>> open_stream(ondisk::Stream stream);
   Task<Result<>> seal_stream(ondisk::Stream stream);
@@ -240,6 +351,8 @@ struct Store::Impl {
   uint64_t begin_write();
   void end_write(uint64_t ordinal);
   Task<Result<std::unique_ptr<ChunkWrite>>> stage_chunk(uint64_t blocks_wanted);
+  std::unique_ptr<ChunkWrite> begin_staged_chunk(ondisk::Stream stream);
+  void finish_staged_chunk(const ChunkWrite& chunk);
 
   // log_writer.cc
   Task<Result<>> prepare_log();     // an open log segment and a next one
@@ -285,6 +398,7 @@ struct Store::Impl {
   Task<Result<>> begin_mount();
 
   // read.cc
+  Task<> wait_for_readers();  // of those that keep freed segments from use
   Task<Result<>> read_pieces(std::vector<ReadPiece>* pieces);  // the first error
 
   // copy.cc
@@ -310,8 +424,11 @@ struct Store::Impl {
   uint64_t log_headroom() const;
   uint64_t node_headroom() const;
   uint64_t checkpoint_reserve() const;
+  uint64_t gc_reserve() const;
   uint64_t delete_reserve() const;
   bool log_over_limit(uint64_t factor) const;
+  // Of each segment the header, the footer and the headers of its chunks are no room for data.
+  uint64_t segment_overhead() const { return 3 + geometry.segment_blocks / 512; }
 };
 
 }  // namespace cofs

@@ -354,6 +354,7 @@ Task<Result<VerifyReport>> Verifier::run() {
 }  // namespace
 
 Task<Result<VerifyReport>> Store::verify(VerifyOptions options) {
+  auto guard = co_await impl_->gc.lock.lock();  // nothing moves meanwhile
   // With everything on the device, memory and device can be compared exactly.
   if (!impl_->options.read_only && !impl_->shut_down) {
     auto done = co_await checkpoint();

@@ -90,6 +90,16 @@ Outcome set_value(std::string_view option, MountOptions& options) {
     return set_memory(option, value, options.cache_bytes);
   } else if (name == "dirty") {
     return set_memory(option, value, options.dirty_bytes);
+  } else if (name == "gc") {
+    if (value == "auto") {
+      options.gc = GcMode::kAuto;
+    } else if (value == "off") {
+      options.gc = GcMode::kOff;
+    } else if (value == "aggressive") {
+      options.gc = GcMode::kAggressive;
+    } else {
+      return wrong(option, "expected auto, off or aggressive");
+    }
   } else if (name == "copy_engine") {
     if (!contains(kCopyEngines, value)) {
       return wrong(option, "expected auto, nvme, xcopy, token, hostfile or host");
@@ -209,6 +219,7 @@ StoreOptions MountOptions::store_options() const {
   store.cache_bytes = cache_bytes;
   store.commit_interval_ns = commit_seconds * 1'000'000'000;
   store.discard = discard;
+  store.gc = gc;
   store.copy.engine = copy_engine;
   store.copy.timeout_ns = copy_timeout_seconds * 1'000'000'000;
   store.copy_verify_percent = copy_verify_percent;

@@ -28,6 +28,7 @@ struct MountOptions {
   bool remount = false;
   bool writeback = false;  // the kernel's write-back cache
   bool discard = true;
+  GcMode gc = GcMode::kAuto;
   std::optional<bool> allow_other;  // unset: yes for root, no for others
   AccessTimes access_times = AccessTimes::kRelative;
   uint64_t commit_seconds = 5;

@@ -51,6 +51,7 @@ Json space_figures(const SpaceReport& space) {
           {"free_bytes", bytes_of_blocks(space.free_blocks)},
           {"available_bytes", bytes_of_blocks(space.available_blocks)},
           {"dead_bytes", bytes_of_blocks(space.dead_blocks)},
+          {"winnable_bytes", bytes_of_blocks(space.winnable_blocks)},
           {"node_bytes", bytes_of_blocks(space.node_blocks)},
           {"reserved_bytes", bytes_of_blocks(space.reserved_blocks)},
           {"segments", space.segment_count},
@@ -80,8 +81,9 @@ std::string statistics_text(FileSystem& fs) {
   const StoreCounters& counters = store.counters();
   double amplification = 0;
   if (counters.data_bytes != 0) {
-    amplification =
-        static_cast<double>(counters.write_bytes) / static_cast<double>(counters.data_bytes);
+    // What the device wrote for it, whoever moved it.
+    const uint64_t written = counters.write_bytes + counters.gc_device_bytes + counters.gc_host_bytes;
+    amplification = static_cast<double>(written) / static_cast<double>(counters.data_bytes);
   }
   Json text = {
       {"volume", volume_figures(store.info(), store)},
@@ -93,17 +95,19 @@ std::string statistics_text(FileSystem& fs) {
         {"log_bytes", counters.log_bytes},
         {"node_bytes", counters.node_bytes},
         {"discarded_bytes", counters.discarded_bytes},
+        {"segments_freed", counters.segments_freed},
         {"flushes", counters.flushes},
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
         {"checksum_failures", counters.checksum_failures}}},
       {"copy", copy_figures(store)},
-      // Survivors are not relocated by this version: segments are used again once they are empty.
       {"gc",
-       {{"relocated_bytes", 0},
-        {"device_bytes", 0},
-        {"host_bytes", 0},
-        {"segments_freed", counters.segments_freed},
+       {{"relocated_bytes", counters.gc_relocated_bytes},
+        {"device_bytes", counters.gc_device_bytes},
+        {"host_bytes", counters.gc_host_bytes},
+        {"segments_freed", counters.gc_segments_freed},
+        {"victims", counters.gc_victims},
+        {"skipped", counters.gc_skipped},
         {"nodes_cleaned", counters.nodes_cleaned}}},
       {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
       {"write_amplification", std::round(amplification * 1000) / 1000}};

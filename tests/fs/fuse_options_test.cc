@@ -49,6 +49,14 @@ TEST(MountOptions, OwnOptions) {
   EXPECT_EQ(options.store_options().copy_measuring, CopyMeasuring::kOnce);
 }
 
+TEST(MountOptions, GarbageCollection) {
+  EXPECT_EQ(parsed("").store_options().gc, GcMode::kAuto);
+  EXPECT_EQ(parsed("gc=auto").store_options().gc, GcMode::kAuto);
+  EXPECT_EQ(parsed("gc=off").store_options().gc, GcMode::kOff);
+  EXPECT_EQ(parsed("gc=aggressive").store_options().gc, GcMode::kAggressive);
+  EXPECT_EQ(error_of("gc=on"), "option gc=on: expected auto, off or aggressive");
+}
+
 TEST(MountOptions, LaterOptionsWin) {
   EXPECT_FALSE(parsed("ro,rw").read_only);
   EXPECT_FALSE(parsed("writeback,nowriteback").writeback);

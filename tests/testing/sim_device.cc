@@ -135,6 +135,9 @@ void SimDevice::schedule(Flight& flight, uint64_t timeout_ns) {
   const uint64_t id = flight.id;
   const uint64_t now_ns = world_.clock.monotonic_ns();
   uint64_t duration_ns = latency_ns(flight.op, flight.range.count);
+  if (flight.op == Op::kRead) {
+    duration_ns = std::max(duration_ns, std::exchange(next_read_ns_, 0));
+  }
   if (flight.op == Op::kWrite && operation_count_ >= slow_writes_.start &&
       operation_count_ < slow_writes_.end()) {
     duration_ns = std::max(duration_ns, slow_write_ns_);

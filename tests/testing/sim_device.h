@@ -151,6 +151,8 @@ class SimDevice final : public Device {
   // Nothing where the fault does not apply to the kind of operation that `n` turns out to be.
   void fail_at(uint64_t n, SimFault fault) { targeted_[n] = fault; }
   void set_faults(const SimFaults& faults) { options_.faults = faults; }
+  // The next read to be submitted takes so long, and sees what is there in the end.
+  void delay_next_read(uint64_t duration_ns) { next_read_ns_ = duration_ns; }
   // `count` writes from counted operation `n` on take so long.
   void delay_writes_at(uint64_t n, uint64_t count, uint64_t duration_ns) {
     slow_writes_ = {n, count};
@@ -243,6 +245,7 @@ class SimDevice final : public Device {
   bool powered_off_ = false;
   std::vector<EffectRef> frozen_in_flight_;  // at the power cut
   std::map<uint64_t, SimFault> targeted_;
+  uint64_t next_read_ns_ = 0;
   BlockRange slow_writes_;  // numbers of operations
   uint64_t slow_write_ns_ = 0;
   std::map<uint64_t, bool> bad_blocks_;
