@@ -27,6 +27,7 @@ struct Store::Impl::ChunkCopy {
   std::shared_ptr<SegmentPin> pin;
   std::vector<BlockRange> sources;
   const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
+  CopyCounters* counters = nullptr;   // where it counts; null: the users' copies
   CopyOutcome outcome;
 
   uint64_t blocks() const { return chunk->payload_blocks; }

@@ -168,9 +168,9 @@ Task<bool> Store::Impl::verify_copy(const std::vector<BlockRange>* sources, uint
 }
 
 // Repairs a copy that the device got wrong.
-Task<CopyOutcome> Store::Impl::recopy_by_host(const std::vector<BlockRange>* sources,
-                                              uint64_t target, std::shared_ptr<void> hold) {
-  CopyOutcome outcome = co_await copier.gather_by_host(*sources, target, std::move(hold));
+Task<CopyOutcome> Store::Impl::recopy_by_host(const ChunkCopy* copy, uint64_t target) {
+  CopyOutcome outcome =
+      co_await copier.gather_by_host(copy->sources, target, copy->pin, copy->counters);
   env.journal.write(
       Severity::kError,
       "the device reported a copy done that is wrong, at block " + std::to_string(target) +
@@ -209,7 +209,7 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
   const ChunkWrite& chunk = *copy->chunk;
   const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
   CopyOutcome& outcome = copy->outcome;
-  outcome = co_await copier.gather(copy->sources, target, copy->pin);
+  outcome = co_await copier.gather(copy->sources, target, copy->pin, copy->counters);
   if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
     const bool right =
         co_await verify_copy(&copy->sources, target, outcome.good_blocks, copy->rekeyed);
@@ -220,7 +220,7 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
     if (!right && outcome.target_in_doubt) {
       outcome.good_blocks = 0;  // the host must not write where the device still may: elsewhere, then
     } else if (!right) {
-      outcome = co_await recopy_by_host(&copy->sources, target, copy->pin);
+      outcome = co_await recopy_by_host(copy, target);
     }
   }
   group->done();

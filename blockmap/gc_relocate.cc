@@ -261,6 +261,7 @@ Task<Result<>> Store::Impl::gc_stage(GcUnit* unit) {
     ChunkCopy copy;
     copy.chunk = begin_staged_chunk(unit->stream);
     copy.rekeyed = unit->rekeyed.data() + blocks_done;
+    copy.counters = &gc.copies;
     ChunkWrite& chunk = *copy.chunk;
     while (index < unit->pieces.size() && chunk.entries.size() < entries &&
            chunk.payload_blocks < room_here) {

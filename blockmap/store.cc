@@ -131,6 +131,7 @@ bool Store::read_only() const { return impl_->options.read_only; }
 uint64_t Store::allocate_inode() { return impl_->next_inode++; }
 const StoreCounters& Store::counters() const { return impl_->counters; }
 const CopyCounters& Store::copy_counters() const { return impl_->copier.counters(); }
+const CopyCounters& Store::gc_copy_counters() const { return impl_->gc.copies; }
 const CopyRates& Store::copy_rates() const { return impl_->copier.rates(); }
 std::string_view Store::copy_engine_for(uint64_t range_blocks) const {
   return impl_->copier.engine_for(range_blocks);

@@ -309,7 +309,8 @@ class Store {
   // --- Reports ---
   SpaceReport space() const;
   const StoreCounters& counters() const;
-  const CopyCounters& copy_counters() const;
+  const CopyCounters& copy_counters() const;  // of copy_blocks()
+  const CopyCounters& gc_copy_counters() const;
   const CopyRates& copy_rates() const;
   // By name: what the next copy of ranges of this length is made by.
   std::string_view copy_engine_for(uint64_t range_blocks) const;

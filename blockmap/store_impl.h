@@ -123,6 +123,7 @@ struct GcState {
   Mutex lock;
   std::optional<GcVictim> victim;
   std::map<uint64_t, GcSkip> skips;  // by segment
+  CopyCounters copies;               // apart from the users' copies
   uint64_t won_blocks = 0;           // by all victims that were emptied, as it was reckoned
   // Pacing.
   uint64_t debt_blocks = 0;     // to be won for what was written
@@ -402,17 +403,16 @@ struct Store::Impl {
   Task<Result<>> read_pieces(std::vector<ReadPiece>* pieces);  // the first error
 
   // copy.cc
+  struct ChunkCopy;
   CopyRates copy_rates;             // what the next superblock keeps
   uint64_t copy_verify_credit = 0;  // hundredths of a block
-  struct ChunkCopy;
   Task<Result<std::vector<ChunkCopy>>> stage_copy(const PhysicalSource* source, uint64_t from,
                                                   Reservation* reservation);
   Task<> copy_chunk(ChunkCopy* copy, WaitGroup* group);
   void add_staged_runs(const ChunkCopy& copy, std::vector<StagedRun>* runs) const;
   Task<bool> verify_copy(const std::vector<BlockRange>* sources, uint64_t target, uint64_t count,
                          const uint32_t* rekeyed);
-  Task<CopyOutcome> recopy_by_host(const std::vector<BlockRange>* sources, uint64_t target,
-                                   std::shared_ptr<void> hold);
+  Task<CopyOutcome> recopy_by_host(const ChunkCopy* copy, uint64_t target);
   void start_measuring();
   Task<> measure();
   Task<Result<CopyRates>> measure_in_free_segment();

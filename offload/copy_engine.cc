@@ -47,8 +47,8 @@ struct CopyEngine::Operation {
 };
 
 struct CopyEngine::Gather {
-  Gather(Executor& executor, uint64_t target, std::shared_ptr<void> hold)
-      : target_start(target), target_hold(std::move(hold)), workers(executor) {}
+  Gather(Executor& executor, uint64_t target, std::shared_ptr<void> hold, CopyCounters& counted)
+      : target_start(target), target_hold(std::move(hold)), counters(counted), workers(executor) {}
 
   void plan_whole(std::vector<BlockRange> sources, uint64_t count) {
     Operation& operation = operations.emplace_back();
@@ -70,6 +70,7 @@ struct CopyEngine::Gather {
 
   uint64_t target_start;
   std::shared_ptr<void> target_hold;
+  CopyCounters& counters;
   uint64_t range_blocks = 0;  // the sources' mean length
   bool host_only = false;
   uint64_t worker_count = 1;
@@ -164,15 +165,15 @@ Result<> CopyEngine::check(std::span<const BlockRange> sources, uint64_t target_
   return {};
 }
 
-void CopyEngine::refuse(const Path& path, std::string_view reason) {
-  counters_.refused[path.limits.engine + ": " + std::string(reason)]++;
+void CopyEngine::refuse(Gather& run, const Path& path, std::string_view reason) {
+  run.counters.refused[path.limits.engine + ": " + std::string(reason)]++;
 }
 
 // A gather goes to the host because the device has nothing else: say why it has nothing.
-void CopyEngine::count_missing_paths() {
+void CopyEngine::count_missing_paths(Gather& run) {
   const std::vector<std::string>& reasons = device_.geometry().copy_refusals;
-  for (const std::string& reason : reasons) counters_.refused[reason]++;
-  if (reasons.empty()) counters_.refused["no copy engine offered"]++;
+  for (const std::string& reason : reasons) run.counters.refused[reason]++;
+  if (reasons.empty()) run.counters.refused["no copy engine offered"]++;
 }
 
 // A reset of the device ends all commands in flight at once: that is one failure, not as many.
@@ -200,14 +201,15 @@ void CopyEngine::condemn(CopyPath path_kind, std::string_view why) {
 }
 
 Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64_t target_start,
-                                     std::shared_ptr<void> target_hold) {
+                                     std::shared_ptr<void> target_hold, CopyCounters* counters) {
   CopyOutcome outcome;
   outcome.result = check(sources, target_start);
   if (!outcome.result) co_return outcome;
   std::vector<BlockRange> merged = merged_sources(sources);
   if (merged.empty()) co_return outcome;
 
-  Gather run(executor_, target_start, std::move(target_hold));
+  Gather run(executor_, target_start, std::move(target_hold),
+             counters == nullptr ? counters_ : *counters);
   const uint64_t count = blocks_in(merged);
   run.range_blocks = count / merged.size();
   const Path* path = best_path(run.range_blocks);
@@ -216,7 +218,7 @@ Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64
     run.worker_count =
         std::min<uint64_t>(std::max(1U, path->limits.in_flight_max), run.operations.size());
   } else {
-    if (paths_.empty()) count_missing_paths();
+    if (paths_.empty()) count_missing_paths(run);
     run.plan_whole(std::move(merged), count);
   }
   outcome = co_await run_gather(run);
@@ -225,13 +227,15 @@ Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64
 
 Task<CopyOutcome> CopyEngine::gather_by_host(std::span<const BlockRange> sources,
                                              uint64_t target_start,
-                                             std::shared_ptr<void> target_hold) {
+                                             std::shared_ptr<void> target_hold,
+                                             CopyCounters* counters) {
   CopyOutcome outcome;
   outcome.result = check(sources, target_start);
   if (!outcome.result) co_return outcome;
   std::vector<BlockRange> merged = merged_sources(sources);
   if (merged.empty()) co_return outcome;
-  Gather run(executor_, target_start, std::move(target_hold));
+  Gather run(executor_, target_start, std::move(target_hold),
+             counters == nullptr ? counters_ : *counters);
   run.host_only = true;
   const uint64_t count = blocks_in(merged);
   run.plan_whole(std::move(merged), count);
@@ -278,7 +282,7 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
   for (Path& path : paths_) {
     if (rest.empty() || run.timed_out() || run.host_only) break;
     if (const std::string_view reason = why_not(path, run.range_blocks); !reason.empty()) {
-      refuse(path, reason);
+      refuse(run, path, reason);
       continue;
     }
     const uint64_t good =
@@ -307,13 +311,13 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
   uint64_t copied = 0;
   for (const CopyOperation& piece : plan.operations()) {
     if (!piece.copyable) {
-      refuse(path, "source and target on different disks");
+      refuse(run, path, "source and target on different disks");
       co_return copied;
     }
     co_await path.permits->acquire();
     if (path.demoted || run.timed_out()) {  // meanwhile
       path.permits->release();
-      if (!run.timed_out()) refuse(path, "demoted");
+      if (!run.timed_out()) refuse(run, path, "demoted");
       co_return copied;
     }
     auto command = std::make_shared<Command>();
@@ -324,7 +328,7 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     command->request.copy_index = path.index;
     command->request.range = BlockRange{target_start + piece.target_offset, piece.count};
     command->request.sources = command->sources;
-    counters_.operations[path_column]++;
+    run.counters.operations[path_column]++;
     const uint64_t command_number = ++path.commands_issued;
     const Result<> result = co_await issue(command);
     path.permits->release();
@@ -333,7 +337,7 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
         command->finished ? std::min(command->request.good_blocks, piece.count) : 0;
     copied += good;
     operation.blocks[path_column] += good;
-    counters_.bytes[path_column] += bytes_of_blocks(good);
+    run.counters.bytes[path_column] += bytes_of_blocks(good);
     if (result && good == piece.count) {
       path.failures_in_row = 0;
       continue;
@@ -343,7 +347,7 @@ Task<uint64_t> CopyEngine::copy_by(Path& path, Gather& run, Operation& operation
     operation.result = fail(error);
     std::string reason(name_of(error.code));
     if (*error.what != '\0') reason += std::string(", ") + error.what;
-    refuse(path, reason);
+    refuse(run, path, reason);
     if (error.code == Code::kTimedOut) {
       // The copy may still land: writing the same blocks another way would race with it.
       if (command->finished) kept_.push_back(run.target_hold);
@@ -393,8 +397,8 @@ Task<uint64_t> CopyEngine::copy_by_host(Gather& run, Operation& operation,
                                         uint64_t target_start) {
   const HostCopyResult host = co_await host_.copy(sources, target_start);
   const size_t path_column = column(CopyPath::kHost);
-  counters_.operations[path_column] += host.operations;
-  counters_.bytes[path_column] += bytes_of_blocks(host.good_blocks);
+  run.counters.operations[path_column] += host.operations;
+  run.counters.bytes[path_column] += bytes_of_blocks(host.good_blocks);
   operation.blocks[path_column] += host.good_blocks;
   if (!host.result) operation.result = host.result;
   operation.source_failed = host.source_failed;

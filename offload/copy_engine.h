@@ -68,12 +68,15 @@ class CopyEngine {
 
   // Copies `sources`, in order, to the run that begins at `target_start`. The sources' span must live
   // until the task is done. A host-path read error is returned with the prefix before it.
-  // `target_hold` is kept until no command of this call can write to the target any more.
+  // `target_hold` is kept until no command of this call can write to the target any more. What it does is
+  // counted in `counters`, if they are given (they must live as long), else in counters().
   Task<CopyOutcome> gather(std::span<const BlockRange> sources, uint64_t target_start,
-                           std::shared_ptr<void> target_hold = nullptr);
+                           std::shared_ptr<void> target_hold = nullptr,
+                           CopyCounters* counters = nullptr);
   // The same by the host alone, whatever the options say: to repair what a device copied wrongly.
   Task<CopyOutcome> gather_by_host(std::span<const BlockRange> sources, uint64_t target_start,
-                                   std::shared_ptr<void> target_hold = nullptr);
+                                   std::shared_ptr<void> target_hold = nullptr,
+                                   CopyCounters* counters = nullptr);
 
   // The paths of this kind are not used any more: what they copied was wrong.
   void condemn(CopyPath path, std::string_view why);
@@ -112,8 +115,8 @@ class CopyEngine {
   // Why a path is not to be taken for ranges of this length; empty: it may be.
   std::string_view why_not(const Path& path, uint64_t range_blocks) const;
   const Path* best_path(uint64_t range_blocks) const;
-  void count_missing_paths();
-  void refuse(const Path& path, std::string_view reason);
+  void count_missing_paths(Gather& run);
+  static void refuse(Gather& run, const Path& path, std::string_view reason);
   struct Suspect;  // a path that failed, and with which command
   void charge(const Suspect& suspect);
   void demote(Path& path, const std::string& why);

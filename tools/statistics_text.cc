@@ -18,10 +18,14 @@ uint64_t operations_by(const CopyCounters& counters, CopyPath path) {
   return counters.operations[static_cast<size_t>(path)];
 }
 
-Json copy_figures(const Store& store) {
-  const CopyCounters& counters = store.copy_counters();
+Json refused_figures(const CopyCounters& counters) {
   Json refused = Json::object();
   for (const auto& [reason, count] : counters.refused) refused[reason] = count;
+  return refused;
+}
+
+Json copy_figures(const Store& store) {
+  const CopyCounters& counters = store.copy_counters();
   Json engines = Json::object();
   Json rates = Json::object();
   for (size_t i = 0; i < kRateClasses; i++) {
@@ -42,7 +46,7 @@ Json copy_figures(const Store& store) {
           {"device_commands", operations_by(counters, CopyPath::kDevice)},
           {"hostfile_calls", operations_by(counters, CopyPath::kHostFile)},
           {"host_operations", operations_by(counters, CopyPath::kHost)},
-          {"refused", refused}};
+          {"refused", refused_figures(counters)}};
 }
 
 Json space_figures(const SpaceReport& space) {
@@ -105,6 +109,8 @@ std::string statistics_text(FileSystem& fs) {
        {{"relocated_bytes", counters.gc_relocated_bytes},
         {"device_bytes", counters.gc_device_bytes},
         {"host_bytes", counters.gc_host_bytes},
+        {"device_commands", operations_by(store.gc_copy_counters(), CopyPath::kDevice)},
+        {"refused", refused_figures(store.gc_copy_counters())},
         {"segments_freed", counters.gc_segments_freed},
         {"victims", counters.gc_victims},
         {"skipped", counters.gc_skipped},

@@ -172,6 +172,11 @@ TEST_F(Gc, MovesWhatLivesAndFreesTheRest) {
     EXPECT_EQ(counters().gc_relocated_bytes,
               device ? counters().gc_device_bytes : counters().gc_host_bytes);
     EXPECT_EQ(device ? counters().gc_host_bytes : counters().gc_device_bytes, 0U);
+    // What users copied is counted apart.
+    for (uint64_t bytes : store().copy_counters().bytes) EXPECT_EQ(bytes, 0U);
+    EXPECT_EQ(store().gc_copy_counters().bytes[static_cast<size_t>(device ? CopyPath::kDevice
+                                                                          : CopyPath::kHost)],
+              counters().gc_relocated_bytes);
     EXPECT_EQ(counters().data_bytes, data_before);
     EXPECT_EQ(after.live_data_blocks, before.live_data_blocks);
     EXPECT_GT(after.free_segments, before.free_segments + 10);
