@@ -49,16 +49,25 @@ def prepare():
     with open(cache / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            wanted = newest_package()
-            directory = cache / "_".join(wanted).replace(":", "%3a")
-            if not directory.is_dir():
-                unpack_package(wanted, directory)
+            try:
+                directory = fetch(cache, newest_package())
+            except Unavailable:  # the lists may name a version that the registry has no more
+                update_package_lists()
+                directory = fetch(cache, candidate())
         except Unavailable:
             cached = [entry for entry in cache.iterdir() if entry.name.startswith("linux-image-")]
             if not cached:
                 raise
             directory = max(cached, key=lambda entry: entry.stat().st_mtime)
     return kernel_in(directory)
+
+
+def fetch(cache, wanted):
+    """The directory of this package in the cache, unpacked into it if it was not there."""
+    directory = cache / "_".join(wanted).replace(":", "%3a")
+    if not directory.is_dir():
+        unpack_package(wanted, directory)
+    return directory
 
 
 def kernel_in(directory):
@@ -88,12 +97,7 @@ def candidate():
 
 def unpack_package(wanted, directory):
     with tempfile.TemporaryDirectory(prefix="unpacking-", dir=directory.parent) as scratch:
-        download = ("apt-get", "-q", "download", "=".join(wanted))
-        try:
-            run(*download, cwd=scratch)
-        except Unavailable:
-            update_package_lists()
-            run(*download, cwd=scratch)
+        run("apt-get", "-q", "download", "=".join(wanted), cwd=scratch)
         packages = list(pathlib.Path(scratch).glob("*.deb"))
         if len(packages) != 1:
             raise Unavailable(f"apt-get download {wanted[0]} left {len(packages)} packages")
