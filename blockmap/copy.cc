@@ -347,8 +347,10 @@ Task<Result<CopyRates>> Store::Impl::measure_in_free_segment() {
   meter.stop = [this] { return stopping || shut_down; };
   auto outcome = co_await measure_copies(&env.device, &env.executor, &env.clock, &env.buffers,
                                          &env.journal, meter);
-  // Where a command timed out, the segment is not used before the next mount.
-  if (!outcome || !outcome->scratch_in_doubt) {
+  // Where something timed out, the segment is not used before the next mount.
+  const bool in_doubt =
+      outcome ? outcome->scratch_in_doubt : outcome.error().code == Code::kTimedOut;
+  if (!in_doubt) {
     auto guard = co_await apply_lock.lock();
     segments.add_usable(segment);
   }

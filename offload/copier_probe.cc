@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
@@ -38,15 +39,13 @@ bool read_block(int fd, uint64_t byte, std::byte* block) {
 // Compares what the target and the disks hold at places that should be the same. The error is for a
 // person.
 std::expected<void, std::string> check_places(const OpenedTarget& target, const DeviceStack& stack) {
-  // A description of its own: the target's may be without O_DIRECT, and the page cache knows the
+  // Opened once more: the target's own descriptor may be without O_DIRECT, and the page cache knows the
   // partition and the disk as two devices.
-  struct stat status {};
-  if (fstat(target.fd(), &status) != 0) return std::unexpected("cannot stat the target");
-  const std::string name = target.path().substr(target.path().rfind('/') + 1);
-  const auto whole = open_device_node({S_IFBLK, status.st_rdev, name}, O_RDONLY | O_DIRECT);
-  if (!whole) {
-    return std::unexpected(fmt::format("{}: cannot be read directly: {}", target.path(),
-                                       std::strerror(whole.error())));
+  const std::string again = fmt::format("/proc/self/fd/{}", target.fd());
+  const OwnedFd whole(open(again.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  if (!whole.valid()) {
+    return std::unexpected(
+        fmt::format("{}: cannot be read directly: {}", target.path(), std::strerror(errno)));
   }
   std::vector<OwnedFd> disks;
   for (const StackDisk& disk : stack.disks) {
@@ -62,7 +61,7 @@ std::expected<void, std::string> check_places(const OpenedTarget& target, const 
   const auto agrees = [&](uint64_t block) {
     const std::optional<StackLocation> place = stack.locate(BlockRange{block, 1});
     if (!place) return true;  // not on one disk alone, so never copied by one
-    if (!read_block(whole->get(), bytes_of_blocks(block), by_target.get())) return true;  // damaged
+    if (!read_block(whole.get(), bytes_of_blocks(block), by_target.get())) return true;  // damaged
     return read_block(disks[place->disk].get(), place->byte, by_disk.get()) &&
            std::memcmp(by_target.get(), by_disk.get(), kBlockBytes) == 0;
   };
