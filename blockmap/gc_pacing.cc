@@ -122,33 +122,6 @@ Task<Result<bool>> Store::Impl::gc_make_room(uint64_t blocks, SpaceClass space_c
   co_return gc.won_blocks > won_before || room(space_class) >= wanted;
 }
 
-Task<Result<GcReport>> Store::collect_garbage(GcRequest request) {
-  Impl& store = *impl_;
-  GcReport report;
-  auto guard = co_await store.gc.lock.lock();
-  const uint64_t moved_before = store.counters.gc_relocated_bytes;
-  const uint64_t victims_max = std::min(request.victims_max, 2 * store.geometry.segment_count);
-  const GcUrgency urgency = request.urgent ? GcUrgency::kUrgent : GcUrgency::kPaced;
-  bool rested = false;
-  while (report.victims < victims_max) {
-    auto step = co_await store.gc_step(urgency);
-    COFS_CO_TRY(step);
-    if (*step == GcStep::kNothing) break;
-    if (*step == GcStep::kFreed) report.victims++;
-    if (*step != GcStep::kNoRoom) {
-      rested = false;
-      continue;
-    }
-    if (rested) break;
-    auto done = co_await checkpoint();
-    COFS_CO_TRY(done);
-    co_await store.wait_for_discards();
-    rested = true;
-  }
-  report.moved_blocks = blocks_of_bytes(store.counters.gc_relocated_bytes - moved_before);
-  co_return report;
-}
-
 // --- In the background -------------------------------------------------------------------------
 
 void Store::Impl::kick_gc() {

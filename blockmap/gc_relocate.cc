@@ -223,7 +223,8 @@ Task<Result<>> Store::Impl::gc_collect(GcUnit* unit) {
   co_return Result<>();
 }
 
-// Whether the segments that the unit may open are there, within the reserve.
+// Whether the segments that the unit may open are there, within the reserve. Where none is kept (collected
+// only by request) they come out of what users may have.
 bool Store::Impl::gc_has_room(const GcUnit& unit) const {
   const OpenSegment& slot = streams[static_cast<size_t>(unit.stream)];
   const uint64_t headers = unit.pieces.size() / kChunkEntriesPerBlock + 2;
@@ -234,8 +235,9 @@ bool Store::Impl::gc_has_room(const GcUnit& unit) const {
   const uint64_t each = geometry.segment_blocks - 2 - footer_blocks(geometry.segment_blocks);
   const uint64_t fresh = (wanted - here + each - 1) / each;
   const uint64_t others = stream_room(streams[static_cast<size_t>(ondisk::Stream::kData)], 2);
+  const SpaceClass space_class = gc_on() ? SpaceClass::kGc : SpaceClass::kUser;
   return segments.usable_count() >= fresh &&
-         room(SpaceClass::kGc) >= static_cast<int64_t>(fresh * geometry.segment_blocks + others);
+         room(space_class) >= static_cast<int64_t>(fresh * geometry.segment_blocks + others);
 }
 
 // Takes places for the unit's pieces, as far as there are any.
@@ -399,7 +401,7 @@ Task<Result<GcStep>> Store::Impl::gc_work(GcUrgency urgency) {
 Task<Result<GcStep>> Store::Impl::gc_step(GcUrgency urgency) {
   auto writable = check_writable();
   COFS_CO_TRY(writable);
-  if (stopping || !gc_on()) co_return GcStep::kNothing;
+  if (stopping) co_return GcStep::kNothing;
   auto step = co_await gc_work(urgency);
   co_await wait_for_pins();
   if (!step && !shut_down && gc.victim) {

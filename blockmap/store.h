@@ -58,15 +58,26 @@ enum class GcMode : uint8_t {
   kAggressive,  // whenever something can be won, as fast as possible; for tests
 };
 
-// How much a call of Store::collect_garbage() is to do.
+enum class GcEnd : uint8_t {
+  kNothingGains,  // no segment gains any more
+  kNoRoom,        // there is no room to move anything to
+  kAsRequested,   // GcRequest's bounds
+};
+// What a call of Store::collect_garbage() did, so far.
+struct GcReport {
+  uint64_t victims = 0;         // segments emptied
+  uint64_t moved_blocks = 0;
+  uint64_t device_blocks = 0;   // copied for it by the device or the host's filesystem …
+  uint64_t host_blocks = 0;     // … and by reading and writing
+  uint64_t won_blocks = 0;      // room that is free now and was not before
+  GcEnd end = GcEnd::kNothingGains;
+};
+// How much it is to do.
 struct GcRequest {
   uint64_t victims_max = UINT64_MAX;
   bool urgent = true;  // take the emptiest of all; else: as when writers pay for room
+  std::function<bool(const GcReport&)> proceed;  // asked before each unit of work; may be empty
   GcRequest() = default;
-};
-struct GcReport {
-  uint64_t victims = 0;        // segments emptied
-  uint64_t moved_blocks = 0;
 };
 
 struct StoreOptions {
@@ -191,6 +202,11 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
   uint64_t free_segments = 0;
   uint64_t segment_count = 0;
   uint64_t inode_count = 0;
+
+  // What can be written before any garbage is collected.
+  uint64_t ready_blocks() const {
+    return available_blocks > winnable_blocks ? available_blocks - winnable_blocks : 0;
+  }
 };
 
 struct StoreCounters {
@@ -301,7 +317,8 @@ class Store {
   Task<Result<>> commit();      // everything done before the call is durable after it
   Task<Result<>> checkpoint();  // commits, and writes the tree
   // Moves live data out of segments until nothing gains, or there is no room to do so, or `request`
-  // says; what became free can be used after the next checkpoint. Does nothing where options.gc is off.
+  // says; also where options.gc is off. Others who collect, or wait for that, get in between units. What
+  // became free can be used after the next checkpoint. Errors: kReadOnly, kShutdown, those of metadata.
   Task<Result<GcReport>> collect_garbage(GcRequest request);
   bool shut_down() const;       // after a failure: nothing can change any more
   bool read_only() const;

@@ -308,8 +308,8 @@ Task<Result<>> dispatch(FileSystem& fs, OpenFiles& files, const Operation& op,
     case OperationKind::kSeekHole: done = co_await do_inquire(fs, files, op, result); break;
     case OperationKind::kStatfs: result.statistics = fs.statistics(); break;
     case OperationKind::kSync: {
-      // Where garbage collection is on, some of it: the volumes of these tests are not full. What goes
-      // wrong with it the sync says.
+      // Some garbage collection, too: the volumes of these tests are not full. What goes wrong with it the
+      // sync says.
       GcRequest request;
       request.victims_max = 1;
       (void)co_await fs.store().collect_garbage(request);
