@@ -154,6 +154,20 @@ class BTree {
   Task<Result<>> walk(std::function<void(const VisitedNode&)> node,
                       std::function<void(const Key&, Bytes)> entry);
 
+  // The nodes from the root down to the leaf that covers `key`, which is not read for it.
+  struct PathNode {
+    uint8_t level = 0;
+    Key first_key;        // smallest key it may hold
+    NodePointer pointer;  // its newest finished image
+    bool clean = true;    // false: another image of it is being written, or will be
+    Result<> result;      // of an inner node that cannot be read: why. It is the last one then
+  };
+  struct Path {
+    std::vector<PathNode> nodes;
+    std::optional<Key> next;  // the first key beyond the last of the nodes; none: there is nothing beyond
+  };
+  Task<Path> path_to(Key key);
+
   // Asserts what can be checked without reading: for tests.
   void check_invariants() const;
 

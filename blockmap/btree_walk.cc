@@ -122,6 +122,42 @@ Task<Result<>> BTree::walk(std::function<void(const VisitedNode&)> node,
   }
 }
 
+// --- One path -----------------------------------------------------------------------------------
+
+Task<BTree::Path> BTree::path_to(Key key) {
+  for (;;) {
+    Path path;
+    MissingNode missing;
+    const Child* slot = &impl_->cache.root;
+    for (uint8_t level = impl_->cache.root_level;; level--) {
+      PathNode node;
+      node.level = level;
+      node.first_key = slot->key;
+      node.pointer = slot->pointer;
+      const Node* resident = slot->node;
+      if (resident != nullptr) {
+        node.pointer = resident->pointer;
+        node.clean = !resident->dirty && resident->frozen == Node::kNotFrozen;
+      }
+      path.nodes.push_back(node);
+      if (level == 0) co_return path;
+      if (resident == nullptr) {
+        missing = MissingNode(slot->pointer, key, level);
+        break;
+      }
+      const Fanout& fanout = *resident->fanout;
+      const size_t index = child_index(fanout, key);
+      if (index + 1 < fanout.size()) path.next = fanout[index + 1].key;
+      slot = &fanout[index];
+    }
+    // An error says that the node is still part of the tree.
+    auto loaded = co_await impl_->load(missing);
+    if (loaded) continue;
+    path.nodes.back().result = loaded;
+    co_return path;
+  }
+}
+
 // --- Invariants ---------------------------------------------------------------------------------
 
 void BTree::Impl::check_node(const Node* node, const Key* upper, Totals& totals) const {

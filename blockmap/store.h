@@ -134,6 +134,30 @@ struct DataRun {
   uint64_t token = 0;                  // handed to the sink
 };
 
+// Reading everything while the volume is in use: what is asked, and what has come of it so far. Owned by the
+// caller, who may look at it at any time.
+struct ScrubFigures {
+  uint64_t total_bytes = 0;       // there was to read when it began: data, all copies of nodes and superblocks
+  uint64_t done_bytes = 0;
+  uint64_t data_errors = 0;       // blocks of file data that are damaged
+  uint64_t node_errors = 0;       // tree nodes with a copy that is bad
+  uint64_t superblock_errors = 0; // copies that are bad or older than they must be
+  uint64_t repaired = 0;          // of the nodes and superblock copies: written anew, and durable
+  std::vector<std::string> problems;  // one line each, the first 1,000; also in the journal
+  uint64_t problem_count = 0;
+
+  uint64_t errors() const { return data_errors + node_errors + superblock_errors; }
+};
+struct ScrubRun {
+  // 0: as fast as the device goes while nobody else wants anything, and a quarter of the time otherwise.
+  uint64_t bytes_per_second = 0;
+  ScrubFigures figures;
+  bool cancelled = false;  // by cancel_scrub()
+  TimerRequest timer;      // of its pauses
+  bool asleep = false;
+  ScrubRun() = default;
+};
+
 class Store;
 
 // Changes that take effect together. Holds the apply lock from Store::begin() until it is destroyed;
@@ -336,6 +360,12 @@ class Store {
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
   // may run meanwhile.
   Task<Result<VerifyReport>> verify(VerifyOptions options);
+  // Reads every block of file data and every copy of all tree nodes and superblocks, and compares them with
+  // their checksums, while the store is in use. A node or superblock of which a good image is left is
+  // written anew; damaged data is reported, with the files that hold it. Ends early when it is cancelled.
+  // `run` outlives the call. Errors: kShutdown, kIo and the like where it cannot go on; damage is none.
+  Task<Result<>> scrub(ScrubRun* run);
+  void cancel_scrub(ScrubRun& run);
   Environment& environment();
 
   struct Impl;

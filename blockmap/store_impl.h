@@ -1,6 +1,6 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc, and
+// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
 // (its new places), gc_pacing.cc (when).
 //
