@@ -21,6 +21,7 @@ FileSystem::FileSystem(std::unique_ptr<Store> store, Environment environment, Fs
   inodes_ = std::make_unique<InodeTable>(*store_, environment_, options_.inodes_cached_max);
   files_ = std::make_unique<Files>(*store_, *inodes_, environment_, options_, *this);
   names_ = std::make_unique<Names>(*store_, *inodes_, *files_, environment_, options_);
+  jobs_ = std::make_unique<Jobs>(*store_);
   store_->set_client(this);
 }
 
@@ -85,6 +86,7 @@ Task<Result<>> FileSystem::prepare() {
 }
 
 Task<Result<>> FileSystem::close() {
+  co_await jobs_->stop();
   co_await names_->drain();
   Result<> result;
   if (!options_.read_only && !store_->shut_down()) result = co_await store_->commit();
@@ -94,9 +96,11 @@ Task<Result<>> FileSystem::close() {
 }
 
 Task<> FileSystem::abandon() {
+  jobs_->cancel_all();
   co_await names_->drain();
   co_await files_->drain();
   co_await store_->abandon();
+  co_await jobs_->stop();  // they find the store shut down, so that nothing more was written
 }
 
 // --- Names ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@
 
 #include "blockmap/store.h"
 #include "fs/inode.h"
+#include "fs/jobs.h"
 #include "fs/types.h"
 
 namespace cofs {
@@ -108,6 +109,7 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<>> sync_file(uint64_t ino);  // fsync: everything too (docs/decisions/0003)
   FsStatistics statistics() const;
   Store& store() { return *store_; }
+  Jobs& jobs() { return *jobs_; }
   Environment& environment() { return environment_; }
   const FsOptions& options() const { return options_; }
 
@@ -138,6 +140,7 @@ class FileSystem final : public CommitClient, public DataSink {
   std::unique_ptr<InodeTable> inodes_;
   std::unique_ptr<class Names> names_;
   std::unique_ptr<class Files> files_;
+  std::unique_ptr<Jobs> jobs_;
 };
 
 }  // namespace cofs
