@@ -45,4 +45,93 @@ struct cofs_server_info {
  * same. */
 #define COFS_IOC_SHUTDOWN _IO(COFS_IOCTL_TYPE, 4)
 
+/* --- Jobs: 5 … 15 ---
+ *
+ * A job is work in the server that goes on when the call that started it has returned: a garbage collection
+ * or a scrub, one of each kind at a time. It ends with the mount. Root only to start and cancel (EPERM);
+ * everybody may ask for the status. */
+
+/* State of a job. */
+#define COFS_JOB_NEVER 0u     /* none of this kind since the mount */
+#define COFS_JOB_RUNNING 1u
+#define COFS_JOB_DONE 2u      /* it came to its end */
+#define COFS_JOB_CANCELLED 3u
+#define COFS_JOB_FAILED 4u    /* error says why */
+
+/* Moves live data out of partly filled segments, so that these become free, also with gc=off.
+ * Errors: EBUSY one is running; EROFS; EINVAL; EIO the filesystem has stopped. */
+struct cofs_gc_start {
+  __u32 until_free_percent; /* end when so much of the total can be written at once; 0: when nothing gains;
+                               at most 100 */
+  __u32 reserved0;          /* 0 */
+  __u64 number;             /* out: of this collection, from 1 */
+  __u64 reserved[2];        /* 0 */
+};
+#define COFS_IOC_GC_START _IOWR(COFS_IOCTL_TYPE, 5, struct cofs_gc_start)
+
+/* The collection that is running, or else the last one. */
+struct cofs_gc_status {
+  __u64 number;             /* 0: none since the mount */
+  __u32 state;              /* COFS_JOB_… */
+  __u32 error;              /* an errno; COFS_JOB_FAILED only */
+  __u32 end_reason;         /* COFS_GC_END_…; COFS_JOB_DONE only */
+  __u32 until_free_percent; /* as it was started */
+  __u64 elapsed_ns;
+  __u64 segments_emptied;
+  __u64 moved_bytes;        /* that have another place now */
+  __u64 device_bytes;       /* copied for it by the device or the host's filesystem */
+  __u64 host_bytes;         /* copied for it by reading and writing */
+  __u64 won_bytes;          /* of room */
+  __u64 ready_bytes;        /* now: what can be written before anything else is collected */
+  __u64 total_bytes;        /* of the volume, as statfs says */
+  __u64 reserved[4];        /* 0 */
+};
+#define COFS_IOC_GC_STATUS _IOR(COFS_IOCTL_TYPE, 6, struct cofs_gc_status)
+#define COFS_GC_END_NOTHING_GAINS 0u
+#define COFS_GC_END_NO_ROOM 1u     /* to move anything to */
+#define COFS_GC_END_FREE_ENOUGH 2u
+#define COFS_GC_END_LONG_ENOUGH 3u /* twice as many segments were emptied as there are */
+
+/* Ends the job that is running. ESRCH: none is. */
+struct cofs_job_cancel {
+  __u32 kind;               /* COFS_JOB_KIND_… */
+  __u32 reserved0;          /* 0 */
+  __u64 reserved[3];        /* 0 */
+};
+#define COFS_IOC_JOB_CANCEL _IOW(COFS_IOCTL_TYPE, 7, struct cofs_job_cancel)
+#define COFS_JOB_KIND_GC 1u
+#define COFS_JOB_KIND_SCRUB 2u
+
+/* Reads all file data and all copies of metadata, compares them with their checksums, and writes metadata
+ * anew of which a good copy is left (not on a read-only mount). Errors: EBUSY one is running; EIO the
+ * filesystem has stopped. */
+struct cofs_scrub_start {
+  __u64 bytes_per_second;   /* at most; 0: all while nobody else wants anything, else a quarter of the time */
+  __u64 number;             /* out: of this scrub, from 1 */
+  __u64 reserved[4];        /* 0 */
+};
+#define COFS_IOC_SCRUB_START _IOWR(COFS_IOCTL_TYPE, 8, struct cofs_scrub_start)
+
+/* The scrub that is running, or else the last one. */
+struct cofs_scrub_status {
+  __u64 number;             /* 0: none since the mount */
+  __u32 state;              /* COFS_JOB_… */
+  __u32 error;              /* an errno; COFS_JOB_FAILED only */
+  __u64 elapsed_ns;
+  __u64 bytes_per_second;   /* as it was started */
+  __u64 done_bytes;
+  __u64 total_bytes;        /* as reckoned at the start: done may come out a little below or above */
+  __u64 data_errors;        /* blocks of file data that are damaged: they have one copy */
+  __u64 node_errors;        /* tree nodes with a bad copy */
+  __u64 superblock_errors;  /* bad copies */
+  __u64 repaired;           /* nodes and superblock copies that were written anew */
+  __u64 problem_count;      /* lines of COFS_IOC_SCRUB_PROBLEMS, also those beyond the first 1,000 */
+  __u64 reserved[5];        /* 0 */
+};
+#define COFS_IOC_SCRUB_STATUS _IOR(COFS_IOCTL_TYPE, 9, struct cofs_scrub_status)
+
+/* What the scrub that is running, or else the last one, found: text of one line for each problem, the first
+ * 1,000. In pages as the statistics; its snapshot is the scrub's number. EAGAIN: another one was started. */
+#define COFS_IOC_SCRUB_PROBLEMS _IOWR(COFS_IOCTL_TYPE, 10, struct cofs_text_page)
+
 #endif

@@ -63,6 +63,8 @@ void reply_error(FuseServer& server, fuse_req_t request, const Error& error);
 void reply_status(FuseServer& server, fuse_req_t request, const Result<>& result);
 void reply_entry(FuseServer& server, fuse_req_t request, const Attributes& attributes);
 void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& attributes);
+// The answer to an ioctl that succeeded; the bytes are copied, and may be none.
+void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size);
 
 struct stat stat_of(const Attributes& attributes);
 struct fuse_entry_param entry_of(const Attributes& attributes);
@@ -70,6 +72,11 @@ struct fuse_entry_param entry_of(const Attributes& attributes);
 Caller caller_of(fuse_req_t request);
 // With the caller's supplementary groups, which the library must look up in /proc.
 Caller caller_with_groups_of(fuse_req_t request);
+
+// The private ioctls that start, watch and end jobs (fuse_ops_jobs.cc). False: it is none of them, or of
+// another size than declared; nothing was answered.
+bool handle_job_ioctl(fuse_req_t request, unsigned command, const void* in, size_t in_size,
+                      size_t out_size);
 
 // Each fills in its part of libfuse's table.
 void install_name_operations(fuse_lowlevel_ops& operations);       // fuse_ops_names.cc

@@ -41,13 +41,6 @@ uint32_t known(uint32_t FlagPair::*kind) {
   return translate(UINT32_MAX, &FlagPair::inode, kind);
 }
 
-void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size) {
-  std::string copy(static_cast<const char*>(bytes), size);
-  reply(server, [request, data = std::move(copy)] {
-    fuse_reply_ioctl(request, 0, data.data(), data.size());
-  });
-}
-
 Task<void> get_flags(FuseServer& server, fuse_req_t request, uint64_t ino, size_t room,
                      bool extended) {
   Result<Attributes> attributes = co_await server.fs().get_attributes(ino);
@@ -84,7 +77,10 @@ Task<void> sync_all(FuseServer& server, fuse_req_t request, bool then_stop) {
     reply_error(server, request, result.error());
     co_return;
   }
-  if (then_stop) server.stop();
+  if (then_stop) {
+    server.fs().jobs().cancel_all();
+    server.stop();
+  }
   reply(server, [request] { fuse_reply_ioctl(request, 0, nullptr, 0); });
 }
 
@@ -181,12 +177,22 @@ void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_
     case COFS_IOC_SERVER: on_server_info(request); return;
     case COFS_IOC_SHUTDOWN:
     case kGoingDown: on_shutdown(request); return;
-    default: break;
+    default:
+      if (handle_job_ioctl(request, command, in, in_size, out_size)) return;
+      break;
   }
   fuse_reply_err(request, ENOTTY);
 }
 
 }  // namespace
+
+void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size) {
+  std::string copy;
+  if (size != 0) copy.assign(static_cast<const char*>(bytes), size);
+  reply(server, [request, data = std::move(copy)] {
+    fuse_reply_ioctl(request, 0, data.data(), data.size());
+  });
+}
 
 void install_ioctl_operations(fuse_lowlevel_ops& operations) {
   operations.ioctl = on_ioctl;

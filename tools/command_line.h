@@ -48,6 +48,8 @@ int dump_command(const Invocation& invocation);
 int stat_command(const Invocation& invocation);
 int sync_command(const Invocation& invocation);
 int devcap_command(const Invocation& invocation);
+int gc_command(const Invocation& invocation);
+int scrub_command(const Invocation& invocation);
 
 // "1.5 GiB"
 std::string size_text(uint64_t bytes);

@@ -28,6 +28,8 @@ constexpr Subcommand kSubcommands[] = {
     {"dump", cofs::dump_command, "show what is on a volume that is not mounted"},
     {"stat", cofs::stat_command, "statistics of a mounted volume"},
     {"sync", cofs::sync_command, "make everything on a mounted volume durable"},
+    {"gc", cofs::gc_command, "make room: have live data moved out of partly filled segments"},
+    {"scrub", cofs::scrub_command, "read and verify everything on a mounted volume, repair metadata"},
     {"devcap", cofs::devcap_command, "what a device or image can do, and how it copies"},
 };
 

@@ -9,6 +9,9 @@
 
 namespace cofs {
 
+// What an errno of a private ioctl means, for a person.
+std::string ioctl_words(int error_number);
+
 class MountedVolume {
  public:
   // `path` is any file or directory on the mount. Errors: one line for a person.
@@ -16,9 +19,15 @@ class MountedVolume {
 
   std::expected<void, std::string> sync();
   std::expected<std::string, std::string> statistics();
+  // What the last scrub found, a line for each problem.
+  std::expected<std::string, std::string> scrub_problems();
   std::expected<int, std::string> server_pid();
+  // One private ioctl of cofs_ioctl.h; `argument` points to its structure. An errno, 0: it was done.
+  int call(unsigned long command, void* argument);
 
  private:
+  std::expected<std::string, std::string> text(unsigned long command);
+
   explicit MountedVolume(OwnedFd fd) : fd_(std::move(fd)) {}
   OwnedFd fd_;
 };

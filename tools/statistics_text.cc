@@ -78,6 +78,14 @@ Json volume_figures(const VolumeInfo& info, const Store& store) {
           {"shut_down", store.shut_down()}};
 }
 
+Json scrub_figures(const ScrubTotals& totals) {
+  return {{"runs", totals.runs},
+          {"bytes", totals.bytes},
+          {"errors", totals.errors},
+          {"repaired", totals.repaired},
+          {"last_end_seconds", totals.last_end}};
+}
+
 }  // namespace
 
 std::string statistics_text(FileSystem& fs) {
@@ -115,6 +123,7 @@ std::string statistics_text(FileSystem& fs) {
         {"victims", counters.gc_victims},
         {"skipped", counters.gc_skipped},
         {"nodes_cleaned", counters.nodes_cleaned}}},
+      {"scrub", scrub_figures(fs.jobs().scrub_totals())},
       {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
       {"write_amplification", std::round(amplification * 1000) / 1000}};
   // A label may hold any bytes.
