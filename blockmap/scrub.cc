@@ -51,9 +51,13 @@ Task<Result<>> Scrubber::run() {
 }
 
 void Scrubber::problem(Severity severity, const std::string& line) {
+  const uint64_t count = ++run_.figures.problem_count;
+  if (count > kProblemsKept) return;
   store_.env.journal.write(severity, "scrub: " + line);
-  run_.figures.problem_count++;
-  if (run_.figures.problems.size() < kProblemsKept) run_.figures.problems.push_back(line);
+  run_.figures.problems.push_back(line);
+  if (count == kProblemsKept) {
+    store_.env.journal.write(severity, "scrub: further problems are counted, not told");
+  }
 }
 
 // --- Pace --------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ class Scrubber {
   ScrubRun& run_;
   uint64_t repairs_pending_ = 0;  // nodes made dirty, not durable yet
   std::vector<Damage> damaged_;   // by virtual number
+  uint64_t too_many_ = 0;         // damaged blocks beyond those
   uint64_t cursor_ = 0;           // of the data
   uint64_t end_ = 0;
   // Of the batch under way.

@@ -162,13 +162,15 @@ Task<Result<>> Scrubber::look_again(uint64_t virtual_block) {
     co_return Result<>();
   }
   run_.figures.data_errors++;
-  if (damaged_.size() < kDamagedMax) {
-    Damage damage;
-    damage.virtual_block = virtual_block;
-    damage.physical_block = range.start;
-    damage.why = read ? "wrong bytes" : describe(read.error());
-    damaged_.push_back(std::move(damage));
+  if (damaged_.size() == kDamagedMax) {
+    too_many_++;
+    co_return Result<>();
   }
+  Damage damage;
+  damage.virtual_block = virtual_block;
+  damage.physical_block = range.start;
+  damage.why = read ? "wrong bytes" : describe(read.error());
+  damaged_.push_back(std::move(damage));
   co_return Result<>();
 }
 
@@ -223,8 +225,13 @@ Task<Result<>> Scrubber::find_owners() {
   co_return Result<>();
 }
 
-// What no file was found to hold: it may have been deleted meanwhile, and then counts no more.
+// What no file was found to hold: it may have been deleted meanwhile, and then counts no more. And what
+// was too much to look for.
 Task<Result<>> Scrubber::report_unowned() {
+  if (too_many_ != 0) {
+    problem(Severity::kError, number(too_many_) + " further blocks of file data are damaged, whose files "
+                                                  "were not looked for");
+  }
   for (const Damage& damage : damaged_) {
     if (damage.owned || ended()) continue;
     auto found = co_await find_vmap(store_.tree, store_.geometry, damage.virtual_block,

@@ -2,7 +2,7 @@
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
 // chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
-// (its new places), gc_pacing.cc (when).
+// (its new places), gc_pacing.cc (when), gc_request.cc (because somebody asked).
 //
 // Everything that changes runs under apply_lock. See docs/CRASH.md for the order of writes.
 #pragma once

@@ -1,5 +1,6 @@
 #include "fs/jobs.h"
 
+#include <string>
 #include <utility>
 
 namespace cofs {
@@ -26,15 +27,18 @@ Result<uint64_t> Jobs::begin(Job& job) {
   return number;
 }
 
-// The last that a job's coroutine does with *this.
-void Jobs::end(Job& job, const Result<>& result) {
+// The last that a job's coroutine does with *this. `what` it was and did, for the journal.
+void Jobs::end(Job& job, const Result<>& result, std::string what) {
   job.running = false;
   job.ended_ns = clock_.monotonic_ns();
+  Journal& journal = store_.environment().journal;
   if (!result) {
     job.state = JobState::kFailed;
     job.error = result.error();
+    journal.write(Severity::kError, what + "; it failed: " + describe(job.error));
   } else {
     job.state = job.cancelled ? JobState::kCancelled : JobState::kDone;
+    journal.write(Severity::kInfo, what + (job.cancelled ? "; cancelled" : "; done"));
   }
   ended_.notify_all();
 }
@@ -97,7 +101,9 @@ bool Jobs::is_free_enough() const {
 
 Task<> Jobs::run_gc() {
   auto collected = co_await collect();
-  end(gc_job_, collected);
+  end(gc_job_, collected,
+      "garbage collection by request: " + std::to_string(gc_report_.victims) + " segments emptied, " +
+          std::to_string(bytes_of_blocks(gc_report_.moved_blocks)) + " bytes moved");
 }
 
 Task<Result<>> Jobs::collect() {
@@ -143,7 +149,10 @@ Task<> Jobs::run_scrub() {
     scrub_totals_.runs++;
     scrub_totals_.last_end = store_.environment().clock.wall().seconds;
   }
-  end(scrub_job_, scrubbed);
+  end(scrub_job_, scrubbed,
+      "scrub: " + std::to_string(figures.done_bytes) + " bytes verified, " +
+          std::to_string(figures.errors()) + " errors, " + std::to_string(figures.repaired) +
+          " repaired");
 }
 
 }  // namespace cofs

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "blockmap/store.h"
 #include "offload/base/sync.h"
@@ -82,7 +83,7 @@ class Jobs {
     Error error;
   };
   Result<uint64_t> begin(Job& job);
-  void end(Job& job, const Result<>& result);
+  void end(Job& job, const Result<>& result, std::string what);
   void describe_job(const Job& job, JobFigures& figures) const;
   Task<> run_gc();
   Task<> run_scrub();
