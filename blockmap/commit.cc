@@ -229,6 +229,11 @@ Task<Result<>> Store::commit() {
       co_await store.commit_done.wait();
       continue;
     }
+    if (store.log_over_limit(2)) {  // the room for it is promised no further: a checkpoint is a commit, too
+      auto done = co_await checkpoint();
+      COFS_CO_TRY(done);
+      continue;
+    }
     store.committing = true;
     auto result = co_await store.run_commit(nullptr);
     store.committing = false;

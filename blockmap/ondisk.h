@@ -346,7 +346,7 @@ struct Superblock {
   le64 first_segment_block;
   le32 node_bytes;
   le32 metadata_copies;     // 1 or 2
-  le64 log_limit_blocks;    // log since a checkpoint before the next one is due
+  le64 log_limit_blocks;    // log since a checkpoint before the next one is due, at most
   le64 created_seconds;
   uint8_t label[64];        // zero-padded UTF-8
   // What changes at each checkpoint.

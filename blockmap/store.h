@@ -72,7 +72,7 @@ struct GcReport {
 struct StoreOptions {
   bool read_only = false;       // nothing is written; an unclean log is replayed in memory
   uint64_t cache_bytes = 64ULL << 20;
-  uint64_t dirty_nodes_max = 0; // 0: chosen from the size
+  uint64_t dirty_nodes_max = 0; // of the tree, at least 16; 0: chosen from the size
   uint64_t commit_interval_ns = 5'000'000'000;
   uint64_t checkpoint_interval_ns = 30'000'000'000;
   bool discard = true;
@@ -315,7 +315,9 @@ class Store {
   // By name: what the next copy of ranges of this length is made by.
   std::string_view copy_engine_for(uint64_t range_blocks) const;
   VolumeInfo info() const;
-  uint64_t dirty_nodes_max() const;
+  // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
+  // the next commit keeps to shares of it (reserves.cc).
+  uint64_t dirty_nodes_floor() const;
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
   // may run meanwhile.
   Task<Result<VerifyReport>> verify(VerifyOptions options);

@@ -18,6 +18,7 @@
 #include "blockmap/gc_policy.h"
 #include "blockmap/node_source.h"
 #include "blockmap/records.h"
+#include "blockmap/reserves.h"
 #include "blockmap/segment_table.h"
 #include "blockmap/store.h"
 #include "blockmap/volume.h"
@@ -257,7 +258,7 @@ struct Store::Impl {
   // --- space ---
   SpaceLedger ledger;
   uint64_t metadata_debt_bytes = 0;  // of records added since the last freeze
-  uint64_t dirty_nodes_max = 0;
+  Reserves reserves;
 
   // --- readers ---
   std::set<uint64_t> readers;     // ordinals of those under way
@@ -422,13 +423,19 @@ struct Store::Impl {
   uint64_t metadata_debt() const;
   uint64_t available(SpaceClass space_class) const;
   uint64_t log_headroom() const;
+  uint64_t node_segments_due() const;
   uint64_t node_headroom() const;
-  uint64_t checkpoint_reserve() const;
+  uint64_t checkpoint_reserve(uint64_t dirty_nodes) const;
   uint64_t gc_reserve() const;
   uint64_t delete_reserve() const;
+  uint64_t spare_blocks() const;
+  uint64_t log_limit() const;          // a checkpoint is due; at twice as much writers wait for it
+  uint64_t dirty_nodes_limit() const;  // writers wait for a checkpoint; half: it is due
   bool log_over_limit(uint64_t factor) const;
   // Of each segment the header, the footer and the headers of its chunks are no room for data.
-  uint64_t segment_overhead() const { return 3 + geometry.segment_blocks / 512; }
+  uint64_t segment_overhead() const {
+    return geometry.segment_blocks - reserves.segment_data_blocks;
+  }
 };
 
 }  // namespace cofs
