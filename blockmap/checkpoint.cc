@@ -376,7 +376,8 @@ Task<Result<>> Store::Impl::move_nodes_out(uint64_t segment, uint32_t generation
 }
 
 // Keeps node segments at least two thirds live, counted over the volume (docs/ARCHITECTURE.md, Space).
-// Takes no more room than there is: the nodes moved become a part of this checkpoint.
+// Takes no more room than there is, beside what the log may need and what was promised: the nodes moved
+// become a part of this checkpoint.
 Task<Result<>> Store::Impl::clean_node_segments() {
   const uint64_t have = segments.node_segments();
   const uint64_t due = node_segments_due();
@@ -400,11 +401,12 @@ Task<Result<>> Store::Impl::clean_node_segments() {
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.live < b.live; });
   const uint64_t budget = std::max(dirty_nodes_limit(), tree.dirty_nodes() + kCleanNodesMin);
+  const uint64_t kept = log_headroom() + ledger.outstanding;
   uint64_t surplus = have - due + 1;
   for (const Candidate& candidate : candidates) {
     if (surplus-- == 0 || tree.dirty_nodes() >= budget) break;
     const uint64_t dirty = tree.dirty_nodes() + 2 * candidate.live / geometry.node_blocks();
-    if (reserves.checkpoint_segments(dirty) > segments.usable_count()) break;
+    if (checkpoint_reserve(dirty) + kept > usable_blocks()) break;
     auto moved = co_await move_nodes_out(candidate.segment, candidate.generation);
     COFS_CO_TRY(moved);
   }

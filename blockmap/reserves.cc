@@ -27,6 +27,10 @@
 //
 // Garbage collection: room for the survivors of one victim in either stream, and one segment that a
 // crash may cost.
+//
+// A crash gives back what the lost checkpoint had taken, and seals what was open: recovery's log and its
+// checkpoint begin in new segments, three for the log. Those of deletion and garbage collection serve, which
+// do not run before that checkpoint is durable.
 
 #include "blockmap/reserves.h"
 
