@@ -32,6 +32,7 @@ inline constexpr uint32_t kVmapBlocksMax = 256;   // blocks of one vmap record (
 inline constexpr uint32_t kExtentBlocksMax = 1U << 30;
 inline constexpr uint32_t kNameBytesMax = 255;
 inline constexpr uint32_t kTreeLevelMax = 12;
+inline constexpr uint32_t kOverProvisionMax = 50; // percent
 inline constexpr uint32_t kSegmentGroup = 64;     // segments in one segment record
 
 // --- Keys --------------------------------------------------------------------------------------
@@ -378,7 +379,8 @@ struct Superblock {
   StreamPosition streams[kStreamCount];
   le64 copy_signature;      // of the device that copy_rates were measured on; 0: none were
   CopyRate copy_rates[kCopyRates];  // the used ones come first
-  uint8_t reserved[3416];
+  le32 over_provision_percent;  // of what could hold data, not for users; at most kOverProvisionMax
+  uint8_t reserved[3412];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

@@ -81,8 +81,20 @@ uint64_t Reserves::fixed_segments() const {
   return log_segments + node_segments_due(0) + checkpoint_segments(0) + kDeleteSegments + kGcSegments;
 }
 
+uint64_t Reserves::capacity_blocks() const {
+  const uint64_t fixed = fixed_segments();
+  return segment_count > fixed ? (segment_count - fixed) * segment_data_blocks : 0;
+}
+
+uint64_t Reserves::user_blocks() const {
+  const uint64_t capacity = capacity_blocks();
+  return capacity - capacity / 100 * over_provision_percent -
+         capacity % 100 * over_provision_percent / 100;
+}
+
 Reserves plan_reserves(const Geometry& geometry, uint64_t dirty_nodes_max) {
   Reserves reserves;
+  reserves.over_provision_percent = geometry.over_provision_percent;
   const uint64_t segment_blocks = geometry.segment_blocks;
   const uint64_t node_blocks = geometry.node_blocks();
   reserves.metadata_copies = geometry.metadata_copies;

@@ -24,6 +24,7 @@ struct Reserves {
   uint64_t log_floor_blocks = 0;     // due; writers wait at twice as much
   uint64_t log_max_blocks = 0;
 
+  uint32_t over_provision_percent = 0;
   uint64_t log_segments = 0;
   static constexpr uint64_t kDeleteSegments = 2;
   static constexpr uint64_t kGcSegments = 3;
@@ -34,6 +35,9 @@ struct Reserves {
   uint64_t node_segments_due(uint64_t nodes) const;
   // All of it on an empty volume.
   uint64_t fixed_segments() const;
+  // Blocks that data and tree nodes can take beside that; and how much of it is for users.
+  uint64_t capacity_blocks() const;
+  uint64_t user_blocks() const;
 };
 
 // `dirty_nodes_max` 0: chosen from the size.

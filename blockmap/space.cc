@@ -108,8 +108,19 @@ int64_t Store::Impl::room(SpaceClass space_class) const {
   return static_cast<int64_t>(usable_blocks()) - static_cast<int64_t>(taken);
 }
 
+// Of what is for users: what lives, and what is promised. What is dead counts for nobody.
+uint64_t Store::Impl::user_blocks_taken() const {
+  const uint64_t nodes_due = (node_segments_due() - reserves.node_segments_due(0)) *
+                             reserves.segment_data_blocks;
+  return live_data_blocks + nodes_due + metadata_debt() + ledger.outstanding;
+}
+
 uint64_t Store::Impl::available(SpaceClass space_class) const {
-  return static_cast<uint64_t>(std::max<int64_t>(room(space_class), 0));
+  const auto have = static_cast<uint64_t>(std::max<int64_t>(room(space_class), 0));
+  if (space_class != SpaceClass::kUser || reserves.over_provision_percent == 0) return have;
+  const uint64_t taken = user_blocks_taken();
+  const uint64_t limit = reserves.user_blocks();
+  return limit > taken ? std::min(have, limit - taken) : 0;
 }
 
 // What nobody was promised, and no floor needs.
@@ -162,7 +173,9 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
                           store.ledger.outstanding != 0 ||
                           store.segments.usable_count() + store.segments.held_count() <
                               store.segments.free_count();
-    if (collections != 0 && (attempt > 0 || !may_gain)) {
+    // Where only over-provisioning is in the way, moving wins nothing.
+    const bool scarce = store.room(space_class) < static_cast<int64_t>(blocks);
+    if (scarce && collections != 0 && (attempt > 0 || !may_gain)) {
       auto more = co_await store.gc_make_room(blocks, space_class);
       COFS_CO_TRY(more);
       collections = *more ? collections - 1 : 0;
@@ -201,6 +214,13 @@ Task<Result<Transaction>> Store::begin(Reservation reservation) {
   co_return Transaction(this, std::move(guard), std::move(reservation));
 }
 
+namespace {
+
+// What is left for data, when each 64 blocks of it take one for their chunk's header (blocks_of_cost).
+uint64_t with_framing(uint64_t blocks) { return blocks - blocks / 64; }
+
+}  // namespace
+
 SpaceReport Store::space() const {
   const Impl& store = *impl_;
   SpaceReport report;
@@ -209,10 +229,7 @@ SpaceReport Store::space() const {
   // As after a checkpoint, which a writer that needs the room makes.
   const uint64_t reserves =
       store.checkpoint_reserve(0) + store.gc_reserve() + store.delete_reserve();
-  const uint64_t fixed = store.reserves.fixed_segments();
-  report.total_blocks = usable_segments > fixed
-                            ? (usable_segments - fixed) * (store.geometry.segment_blocks - overhead)
-                            : 0;
+  report.total_blocks = with_framing(store.reserves.user_blocks());
   // Segments that only wait for a commit count: a writer that needs them makes that commit. So does
   // what garbage collection can win.
   const uint64_t waiting = (store.segments.free_count() - store.segments.usable_count()) *
@@ -222,8 +239,13 @@ SpaceReport Store::space() const {
   report.winnable_blocks = store.gc_winnable_blocks();
   const uint64_t have = store.usable_blocks() + waiting + report.winnable_blocks;
   report.free_blocks = have;
-  const uint64_t available = have > taken ? have - taken : 0;
-  report.available_blocks = available - available / 64;
+  uint64_t available = have > taken ? have - taken : 0;
+  if (store.reserves.over_provision_percent != 0) {
+    const uint64_t limit = store.reserves.user_blocks();
+    const uint64_t used = store.user_blocks_taken();
+    available = limit > used ? std::min(available, limit - used) : 0;
+  }
+  report.available_blocks = std::min(with_framing(available), report.total_blocks);
   report.live_data_blocks = store.live_data_blocks;
   report.node_blocks = store.live_node_blocks;
   report.reserved_blocks = store.ledger.outstanding;

@@ -43,6 +43,9 @@ struct FormatOptions {
   uint32_t node_bytes = ondisk::kNodeBytesDefault;
   uint32_t metadata_copies = 2;  // 1 or 2
   uint64_t log_limit_blocks = 0; // 0: chosen from the size, 256 MiB at most
+  // Of what could hold data, not for users to fill: 0 … 50. What is dead may lie there, so that garbage
+  // collection finds emptier segments on a full volume.
+  uint32_t over_provision_percent = 0;
   FormatOptions() = default;
 };
 
@@ -223,6 +226,7 @@ struct VolumeInfo {
   uint32_t segment_blocks = 0;
   uint32_t node_bytes = 0;
   uint32_t metadata_copies = 0;
+  uint32_t over_provision_percent = 0;
   uint64_t mount_count = 0;
   bool was_clean = false;           // at open
   uint64_t replayed_commits = 0;    // at open

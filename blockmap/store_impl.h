@@ -422,6 +422,7 @@ struct Store::Impl {
   uint64_t usable_blocks() const;
   uint64_t metadata_debt() const;
   uint64_t available(SpaceClass space_class) const;
+  uint64_t user_blocks_taken() const;
   uint64_t log_headroom() const;
   uint64_t node_segments_due() const;
   uint64_t node_headroom() const;

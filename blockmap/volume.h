@@ -31,6 +31,7 @@ struct Geometry {
   uint32_t node_bytes = 0;
   uint32_t metadata_copies = 2;
   uint64_t log_limit_blocks = 0;
+  uint32_t over_provision_percent = 0;
   int64_t created_seconds = 0;
   std::string label;
 

@@ -70,6 +70,7 @@ Json volume_figures(const VolumeInfo& info, const Store& store) {
           {"segment_bytes", bytes_of_blocks(info.segment_blocks)},
           {"node_bytes", info.node_bytes},
           {"metadata_copies", info.metadata_copies},
+          {"over_provision_percent", info.over_provision_percent},
           {"mount_count", info.mount_count},
           {"was_clean", info.was_clean},
           {"replayed_commits", info.replayed_commits},
