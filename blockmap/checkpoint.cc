@@ -42,6 +42,7 @@ VolumeState Store::Impl::current_state() const {
   state.node_segments = segments.node_segments();
   state.live_data_blocks = live_data_blocks;
   state.live_node_blocks = live_node_blocks;
+  state.extra_references = extra_references;
   state.inode_count = inode_count;
   state.copy_rates = copy_rates;
   for (size_t i = 0; i < streams.size(); i++) {

@@ -380,7 +380,9 @@ struct Superblock {
   le64 copy_signature;      // of the device that copy_rates were measured on; 0: none were
   CopyRate copy_rates[kCopyRates];  // the used ones come first
   le32 over_provision_percent;  // of what could hold data, not for users; at most kOverProvisionMax
-  uint8_t reserved[3412];
+  le32 reserved3;
+  le64 extra_references;    // counter: of data blocks, beyond one for each
+  uint8_t reserved[3400];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

@@ -214,49 +214,4 @@ Task<Result<Transaction>> Store::begin(Reservation reservation) {
   co_return Transaction(this, std::move(guard), std::move(reservation));
 }
 
-namespace {
-
-// What is left for data, when each 64 blocks of it take one for their chunk's header (blocks_of_cost).
-uint64_t with_framing(uint64_t blocks) { return blocks - blocks / 64; }
-
-}  // namespace
-
-SpaceReport Store::space() const {
-  const Impl& store = *impl_;
-  SpaceReport report;
-  const uint64_t overhead = store.segment_overhead();
-  const uint64_t usable_segments = store.geometry.segment_count - 1;
-  // As after a checkpoint, which a writer that needs the room makes.
-  const uint64_t reserves =
-      store.checkpoint_reserve(0) + store.gc_reserve() + store.delete_reserve();
-  report.total_blocks = with_framing(store.reserves.user_blocks());
-  // Segments that only wait for a commit count: a writer that needs them makes that commit. So does
-  // what garbage collection can win.
-  const uint64_t waiting = (store.segments.free_count() - store.segments.usable_count()) *
-                           (store.geometry.segment_blocks - overhead);
-  const uint64_t taken = store.log_headroom() + store.node_headroom() + store.metadata_debt() +
-                         store.ledger.outstanding + reserves;
-  report.winnable_blocks = store.gc_winnable_blocks();
-  const uint64_t have = store.usable_blocks() + waiting + report.winnable_blocks;
-  report.free_blocks = have;
-  uint64_t available = have > taken ? have - taken : 0;
-  if (store.reserves.over_provision_percent != 0) {
-    const uint64_t limit = store.reserves.user_blocks();
-    const uint64_t used = store.user_blocks_taken();
-    available = limit > used ? std::min(available, limit - used) : 0;
-  }
-  report.available_blocks = std::min(with_framing(available), report.total_blocks);
-  report.live_data_blocks = store.live_data_blocks;
-  report.node_blocks = store.live_node_blocks;
-  report.reserved_blocks = store.ledger.outstanding;
-  report.free_segments = store.segments.free_count();
-  report.segment_count = store.geometry.segment_count;
-  report.inode_count = store.inode_count;
-  const uint64_t used =
-      (usable_segments - store.segments.free_count()) * store.geometry.segment_blocks;
-  const uint64_t live = store.live_data_blocks + store.live_node_blocks;
-  report.dead_blocks = used > live ? used - live : 0;
-  return report;
-}
-
 }  // namespace cofs

@@ -183,17 +183,38 @@ class CommitClient {
 };
 
 struct SpaceReport {  // blocks of 4 KiB unless said otherwise
-  uint64_t total_blocks = 0;     // what data could use on an empty volume
+  uint64_t total_blocks = 0;     // what users could fill on an empty volume
   uint64_t available_blocks = 0; // what a user can write now, exactly
-  uint64_t free_blocks = 0;      // available plus reserves
-  uint64_t live_data_blocks = 0;
-  uint64_t dead_blocks = 0;      // in segments that still hold live data
-  uint64_t winnable_blocks = 0;  // that garbage collection can make free; available has them
-  uint64_t node_blocks = 0;      // tree nodes, all copies
+  uint64_t free_blocks = 0;      // the room without its framing: available and all that is kept back
+  uint64_t dead_blocks = 0;      // in segments in use, neither live nor still to be written
   uint64_t reserved_blocks = 0;  // promised to operations under way
+  uint64_t extra_references = 0; // blocks that files have beyond those that lie on the device: shared
   uint64_t free_segments = 0;
+  uint64_t waiting_segments = 0; // of them: held until commits, checkpoints, readers or discards are done
   uint64_t segment_count = 0;
   uint64_t inode_count = 0;
+
+  // Each block of the device is of one class; they add up to device_blocks.
+  uint64_t device_blocks = 0;
+  uint64_t outside_blocks = 0;   // superblocks, and what is no segment
+  uint64_t live_data_blocks = 0;
+  uint64_t node_blocks = 0;      // tree nodes in use, all copies
+  uint64_t winnable_blocks = 0;  // dead, and garbage collection can make them free
+  uint64_t fixed_blocks = 0;     // dead, and it can't: the log, framing, segments that do not gain
+  uint64_t waiting_blocks = 0;   // free, in waiting segments
+  uint64_t unused_blocks = 0;    // free, and what is left of the open data segment
+
+  // winnable + waiting + unused are the room; each block of it is for one purpose, the urgent ones first.
+  uint64_t room_blocks = 0;
+  uint64_t framing_blocks = 0;   // headers and footers of what will be written; available comes last
+  uint64_t checkpoint_reserve = 0;
+  uint64_t log_reserve = 0;
+  uint64_t node_reserve = 0;     // nodes replaced, until cleaning wins them back
+  uint64_t growth_reserve = 0;   // of the tree, since the last checkpoint
+  uint64_t gc_reserve = 0;
+  uint64_t delete_reserve = 0;
+  uint64_t promised_blocks = 0;
+  uint64_t over_provisioned_blocks = 0;
 };
 
 struct StoreCounters {

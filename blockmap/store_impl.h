@@ -1,6 +1,7 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc, and
+// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
+// store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
 // (its new places), gc_pacing.cc (when).
 //
@@ -209,6 +210,7 @@ struct Store::Impl {
   uint64_t inode_count = 0;
   uint64_t live_data_blocks = 0;
   uint64_t live_node_blocks = 0;
+  uint64_t extra_references = 0;
   uint64_t epoch = 0;
 
   // --- log ---

@@ -237,6 +237,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.free_segments = state.free_segments;
   out.live_data_blocks = state.live_data_blocks;
   out.live_node_blocks = state.live_node_blocks;
+  out.extra_references = state.extra_references;
   out.inode_count = state.inode_count;
   out.node_segments = state.node_segments;
   for (size_t i = 0; i < state.streams.size(); i++) {
@@ -263,7 +264,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   }
   if (in.incompat != 0) return fail(Code::kUnknownFeature, "superblock: incompatible features");
   if (in.ro_compat != 0) return fail(Code::kUnknownFeature, "superblock: read-only features");
-  if (in.clean > 1 || in.reserved1 != 0 || in.reserved2 != 0 || in.label[63] != 0 ||
+  if (in.clean > 1 || in.reserved1 != 0 || in.reserved2 != 0 || in.reserved3 != 0 || in.label[63] != 0 ||
       std::any_of(std::begin(in.reserved), std::end(in.reserved), [](uint8_t b) { return b != 0; })) {
     return fail(Code::kCorrupt, "superblock: reserved bytes");
   }
@@ -303,6 +304,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   state.free_segments = in.free_segments;
   state.live_data_blocks = in.live_data_blocks;
   state.live_node_blocks = in.live_node_blocks;
+  state.extra_references = in.extra_references;
   state.inode_count = in.inode_count;
   state.node_segments = in.node_segments;
   for (size_t i = 0; i < state.streams.size(); i++) {

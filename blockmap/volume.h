@@ -85,6 +85,7 @@ struct VolumeState {
   uint64_t free_segments = 0;
   uint64_t live_data_blocks = 0;
   uint64_t live_node_blocks = 0;
+  uint64_t extra_references = 0;  // of blocks, beyond one each
   uint64_t inode_count = 0;
   uint64_t node_segments = 0;
   std::array<OpenPosition, ondisk::kStreamCount> streams;
