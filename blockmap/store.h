@@ -226,7 +226,8 @@ struct StoreCounters {
   uint64_t checkpoints = 0;
   uint64_t log_bytes = 0;
   uint64_t node_bytes = 0;
-  uint64_t discarded_bytes = 0;
+  uint64_t discarded_bytes = 0;  // all, and …
+  uint64_t trimmed_bytes = 0;    // … by trim() among them
   uint64_t checksum_failures = 0;
   uint64_t copy_verified_bytes = 0;   // of what a device copied
   uint64_t copy_verify_failures = 0;  // gathers that a device reported done and that were wrong
@@ -328,6 +329,10 @@ class Store {
   // Moves live data out of segments until nothing gains, or there is no room to do so, or `request`
   // says; what became free can be used after the next checkpoint. Does nothing where options.gc is off.
   Task<Result<GcReport>> collect_garbage(GcRequest request);
+  // Discards what is free of a range of physical blocks, where at least `blocks_min` blocks of it lie
+  // together; returns how many were discarded. What is freed meanwhile may be left out. Writers go on.
+  // Errors: kReadOnly, kNotSupported (the device can't), kInvalid (the range begins behind the end), kIo.
+  Task<Result<uint64_t>> trim(BlockRange range, uint64_t blocks_min);
   bool shut_down() const;       // after a failure: nothing can change any more
   bool read_only() const;
 

@@ -1,6 +1,6 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
+// chain), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
 // store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
 // (its new places), gc_pacing.cc (when).
@@ -251,7 +251,8 @@ struct Store::Impl {
   std::set<uint64_t> writes_in_flight;  // ordinals
   uint64_t write_ordinal = 0;
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
-  uint64_t discards_running = 0;
+  std::set<uint64_t> discard_queue;     // freed segments, set aside
+  uint64_t discards_running = 0;        // workers of the queue, and trims
   Event write_done;
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
@@ -371,9 +372,14 @@ struct Store::Impl {
   void give_back(const Transaction::State& data, const Error& error);
   void drop_log_payload(const Error& error);
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
+
+  // discard.cc
   void release_segments();
-  Task<> discard_segments(std::vector<uint64_t> released);
-  Task<> wait_for_discards();
+  uint64_t discard_segments_max() const;  // in one request
+  Task<> discard_queued();
+  Task<Result<>> discard_run(uint64_t first, uint64_t count);
+  Task<> wait_for_discards();  // until all freed segments can be used
+  Task<Result<uint64_t>> trim_run(uint64_t from, uint64_t end, BlockRange within);
 
   // checkpoint.cc
   Task<Result<>> run_checkpoint();

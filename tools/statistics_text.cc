@@ -124,6 +124,7 @@ std::string statistics_text(FileSystem& fs) {
         {"log_bytes", counters.log_bytes},
         {"node_bytes", counters.node_bytes},
         {"discarded_bytes", counters.discarded_bytes},
+        {"trimmed_bytes", counters.trimmed_bytes},
         {"segments_freed", counters.segments_freed},
         {"flushes", counters.flushes},
         {"commits", counters.commits},
