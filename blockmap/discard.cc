@@ -3,7 +3,8 @@
 // A freed segment that nothing can need any more waits in discard_queue, set aside from use; at most
 // kDiscardsMax workers take the lowest ones, neighbours in one request. Nobody waits for the device: who
 // needs room takes what is still queued as it is, and only what has begun must end. A trim lends itself
-// free segments, a few at a time, so that writers find the others meanwhile.
+// free segments, a few of those that nobody was promised at a time, so that writers find the others
+// meanwhile; on a full volume one of those that deletion and garbage collection have to themselves.
 
 #include <algorithm>
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr uint64_t kDiscardsMax = 2;  // requests under way for freed segments
 constexpr uint64_t kDiscardBlocksMax = blocks_of_bytes(256ULL << 20);  // in one request
-constexpr uint64_t kTrimShare = 16;   // of the usable segments are lent at once
+constexpr uint64_t kTrimShare = 16;   // of the spare segments are lent at once
 
 }  // namespace
 
@@ -81,7 +82,9 @@ Task<Result<uint64_t>> Store::Impl::trim_run(uint64_t from, uint64_t end, BlockR
   uint64_t trimmed = 0;
   while (from < end) {
     if (stopping || shut_down) co_return fail(Code::kShutdown, "trim");
-    const uint64_t share = std::max<uint64_t>(segments.usable_count() / kTrimShare, 1);
+    if (room(SpaceClass::kGc) < int64_t{geometry.segment_blocks}) break;  // all is promised
+    const uint64_t share =
+        std::max<uint64_t>(spare_blocks() / geometry.segment_blocks / kTrimShare, 1);
     const uint64_t wanted = std::min({end - from, share, discard_segments_max()});
     auto lent = co_await segments.borrow_run(from, wanted);
     COFS_CO_TRY(lent);

@@ -330,7 +330,7 @@ class Store {
   // says; what became free can be used after the next checkpoint. Does nothing where options.gc is off.
   Task<Result<GcReport>> collect_garbage(GcRequest request);
   // Discards what is free of a range of physical blocks, where at least `blocks_min` blocks of it lie
-  // together; returns how many were discarded. What is freed meanwhile may be left out. Writers go on.
+  // together; returns how many. Leaves out what is freed meanwhile, or promised to others: they go on.
   // Errors: kReadOnly, kNotSupported (the device can't), kInvalid (the range begins behind the end), kIo.
   Task<Result<uint64_t>> trim(BlockRange range, uint64_t blocks_min);
   bool shut_down() const;       // after a failure: nothing can change any more

@@ -284,5 +284,51 @@ TEST_F(Discard, WritersGoOnWhileTrimming) {
   }
 }
 
+// A full volume is trimmed on a slow device: nothing that deletions and checkpoints need is lent.
+TEST_F(Discard, AFullVolumeIsTrimmed) {
+  for (uint64_t seed = 0; seed < 6; seed++) {
+    SCOPED_TRACE(seed);
+    VolumeOptions changed = discard_options(seed);
+    changed.store.discard = seed % 2 == 0;
+    changed.device.latency.mean_ns = 5'000'000;
+    mount(seed, changed);
+    int made = 0;
+    while (true) {
+      const std::string name = "f" + std::to_string(made++);
+      bool created = false;
+      const auto inode = volume->run(volume->fs().create(ondisk::kRootInode, name, S_IFREG | 0644,
+                                                         Caller(), true, &created));
+      if (!inode) break;
+      files[name].ino = inode->ino;
+      if (!write(files.at(name), 0, 24)) break;
+    }
+    ASSERT_GT(made, 60);
+    uint64_t running = 4;
+    const auto trimmer = [](Discard* test, uint64_t* left) -> Task<> {
+      for (int i = 0; i < 8; i++) {
+        auto result = co_await test->store().trim(BlockRange{0, UINT64_MAX}, 0);
+        EXPECT_TRUE(result) << describe(result.error());
+      }
+      --*left;
+    };
+    for (int i = 0; i < 4; i++) spawn(volume->world.executor, trimmer(this, &running));
+    for (int i = 0; running != 0 && i < made - 8; i++) {
+      const std::string name = "f" + std::to_string(i);
+      const auto removed = volume->run(volume->fs().unlink(ondisk::kRootInode, name));
+      ASSERT_TRUE(removed) << describe(removed.error());
+      volume->run(volume->fs().forget(files.at(name).ino));
+      files.erase(name);
+      if (i % 5 == 0) {
+        ASSERT_TRUE(volume->run(store().checkpoint()));
+      }
+    }
+    volume->settle();
+    EXPECT_EQ(running, 0U);
+    EXPECT_FALSE(store().shut_down());
+    EXPECT_EQ(volume->verify(true), "");
+    volume.reset();
+  }
+}
+
 }  // namespace
 }  // namespace cofs
