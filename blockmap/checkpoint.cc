@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint32_t kNodesPerBatch = 64;      // frozen images serialized and written together
 constexpr uint64_t kCleanGroupsPerRound = 64;
+constexpr uint64_t kCleanNodesMin = 16;
 constexpr size_t kMeta = static_cast<size_t>(ondisk::Stream::kMeta);
 constexpr size_t kMirror = static_cast<size_t>(ondisk::Stream::kMetaMirror);
 
@@ -41,6 +42,7 @@ VolumeState Store::Impl::current_state() const {
   state.node_segments = segments.node_segments();
   state.live_data_blocks = live_data_blocks;
   state.live_node_blocks = live_node_blocks;
+  state.extra_references = extra_references;
   state.inode_count = inode_count;
   state.copy_rates = copy_rates;
   for (size_t i = 0; i < streams.size(); i++) {
@@ -374,11 +376,13 @@ Task<Result<>> Store::Impl::move_nodes_out(uint64_t segment, uint32_t generation
   co_return Result<>();
 }
 
-// Keeps node segments at least half live, counted over the volume (docs/ARCHITECTURE.md, Space).
+// Keeps node segments at least two thirds live, counted over the volume (docs/ARCHITECTURE.md, Space).
+// Takes no more room than there is, beside what the log may need and what was promised: the nodes moved
+// become a part of this checkpoint.
 Task<Result<>> Store::Impl::clean_node_segments() {
-  const uint64_t have = segments.node_segments() * geometry.segment_blocks;
-  const uint64_t bound = 2 * live_node_blocks + 2 * geometry.metadata_copies * geometry.segment_blocks;
-  if (have <= bound) co_return Result<>();
+  const uint64_t have = segments.node_segments();
+  const uint64_t due = node_segments_due();
+  if (have <= due) co_return Result<>();
   struct Candidate {
     uint64_t segment;
     uint32_t generation;
@@ -390,17 +394,20 @@ Task<Result<>> Store::Impl::clean_node_segments() {
         const bool node_stream = state.stream == ondisk::Stream::kMeta ||
                                  state.stream == ondisk::Stream::kMetaMirror;
         if (state.state == ondisk::SegmentState::kSealed && node_stream &&
-            state.live_blocks * 4 < geometry.segment_blocks * 3) {
+            state.live_blocks < reserves.nodes_per_segment * geometry.node_blocks() * 9 / 10) {
           candidates.push_back(Candidate{segment, state.generation, state.live_blocks});
         }
       });
   COFS_CO_TRY(visited);
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.live < b.live; });
-  const uint64_t budget = tree.dirty_nodes() + std::max<uint64_t>(dirty_nodes_max / 4, 16);
-  uint64_t surplus = (have - bound + geometry.segment_blocks - 1) / geometry.segment_blocks + 1;
+  const uint64_t budget = std::max(dirty_nodes_limit(), tree.dirty_nodes() + kCleanNodesMin);
+  const uint64_t kept = log_headroom() + ledger.outstanding;
+  uint64_t surplus = have - due + 1;
   for (const Candidate& candidate : candidates) {
     if (surplus-- == 0 || tree.dirty_nodes() >= budget) break;
+    const uint64_t dirty = tree.dirty_nodes() + 2 * candidate.live / geometry.node_blocks();
+    if (checkpoint_reserve(dirty) + kept > usable_blocks()) break;
     auto moved = co_await move_nodes_out(candidate.segment, candidate.generation);
     COFS_CO_TRY(moved);
   }

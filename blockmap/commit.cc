@@ -174,49 +174,6 @@ Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {
   end_write(ordinal);
 }
 
-// Segments that nothing can need any more: discarded, if the device can, then usable again.
-void Store::Impl::release_segments() {
-  HoldProgress progress;
-  progress.durable_commit = durable_commit;
-  progress.checkpoint_commit = volume.commit;
-  progress.checkpoint = volume.sequence;
-  if (!readers.empty()) progress.oldest_reader = *readers.begin();
-  std::vector<uint64_t> released = segments.release_held(progress);
-  if (released.empty()) return;
-  counters.segments_freed += released.size();
-  if (options.discard && env.device.geometry().can_discard) {
-    discards_running++;
-    tasks_running++;
-    spawn(env.executor, discard_segments(std::move(released)));
-    return;
-  }
-  for (uint64_t segment : released) segments.add_usable(segment);
-}
-
-Task<> Store::Impl::discard_segments(std::vector<uint64_t> released) {
-  size_t i = 0;
-  while (i < released.size()) {
-    size_t n = 1;
-    while (i + n < released.size() && released[i + n] == released[i] + n) n++;
-    BlockRange range;
-    range.start = geometry.block_of_segment(released[i]);
-    range.count = n * geometry.segment_blocks;
-    if (!shut_down) {
-      auto discarded = co_await env.device.discard(range);
-      if (discarded) counters.discarded_bytes += bytes_of_blocks(range.count);
-    }
-    for (size_t k = 0; k < n; k++) segments.add_usable(released[i + k]);
-    i += n;
-  }
-  discards_running--;
-  tasks_running--;
-  task_done.notify_all();
-}
-
-Task<> Store::Impl::wait_for_discards() {
-  while (discards_running != 0) co_await task_done.wait();
-}
-
 Task<Result<>> Store::commit() {
   Impl& store = *impl_;
   if (store.options.read_only) co_return Result<>();
@@ -227,6 +184,11 @@ Task<Result<>> Store::commit() {
     COFS_CO_TRY(writable);
     if (store.committing) {
       co_await store.commit_done.wait();
+      continue;
+    }
+    if (store.log_over_limit(2)) {  // the room for it is promised no further: a checkpoint is a commit, too
+      auto done = co_await checkpoint();
+      COFS_CO_TRY(done);
       continue;
     }
     store.committing = true;

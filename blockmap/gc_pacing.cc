@@ -49,7 +49,7 @@ bool Store::Impl::gc_room_below(uint64_t share) const {
 
 // Bounds that only a commit or a checkpoint can restore.
 Task<Result<>> Store::Impl::keep_bounds() {
-  while (tree.dirty_nodes() >= dirty_nodes_max || log_over_limit(2)) {
+  while (tree.dirty_nodes() >= dirty_nodes_limit() || log_over_limit(2)) {
     auto done = co_await store->checkpoint();
     COFS_CO_TRY(done);
   }

@@ -35,8 +35,8 @@ Task<Result<>> put_moved(Store::Impl* store, uint64_t virtual_block, const VmapV
 }
 
 // How many moves may be published together: each dirties a leaf, at worst.
-uint64_t moves_per_transaction(uint64_t dirty_nodes_max) {
-  return std::clamp<uint64_t>(dirty_nodes_max / 8, 2, 64);
+uint64_t moves_per_transaction(uint64_t dirty_nodes_floor) {
+  return std::clamp<uint64_t>(dirty_nodes_floor / 8, 2, 64);
 }
 
 // Whether any block of it still lies where it was copied from. Touches all that moving it will need.
@@ -107,7 +107,7 @@ Task<Result<uint64_t>> Store::Impl::apply_move_vmap(VmapMove move) {
 // REQUIRES: the data is durable at its new places, whose segments are pinned. Errors: those of reading
 // metadata, with the moves before published; kShutdown.
 Task<Result<uint64_t>> Store::Impl::gc_publish(const std::vector<VmapMove>* moves) {
-  const uint64_t together = moves_per_transaction(dirty_nodes_max);
+  const uint64_t together = moves_per_transaction(reserves.dirty_nodes_floor);
   uint64_t moved_blocks = 0;
   for (size_t first = 0; first < moves->size(); first += together) {
     auto bounded = co_await keep_bounds();

@@ -251,8 +251,12 @@ Task<Result<>> Store::Impl::drop_virtual(uint64_t virtual_block, uint64_t count,
       at = ref.start;
     }
     const uint64_t cut_end = std::min(ref.end(), end);
+    if (extra_references < cut_end - at) {
+      co_return fail(Code::kCorrupt, "the count of extra references does not add up");
+    }
     auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references - 1);
     COFS_CO_TRY(changed);
+    extra_references -= cut_end - at;
     at = cut_end;
   }
   co_return Result<>();
@@ -269,6 +273,7 @@ Task<Result<>> Store::Impl::apply_add_references(uint64_t virtual_block, uint64_
       VrefRange fresh(at, gap_end - at, 2);
       auto put = co_await tree.put(Key::vref(at), encode_vref(fresh));
       COFS_CO_TRY(put);
+      extra_references += gap_end - at;
       at = gap_end;
     }
     if (!found->has_value()) break;
@@ -277,6 +282,7 @@ Task<Result<>> Store::Impl::apply_add_references(uint64_t virtual_block, uint64_
     const uint64_t cut_end = std::min(ref.end(), end);
     auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references + 1);
     COFS_CO_TRY(changed);
+    extra_references += cut_end - at;
     at = cut_end;
   }
   co_return Result<>();

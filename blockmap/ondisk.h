@@ -32,6 +32,7 @@ inline constexpr uint32_t kVmapBlocksMax = 256;   // blocks of one vmap record (
 inline constexpr uint32_t kExtentBlocksMax = 1U << 30;
 inline constexpr uint32_t kNameBytesMax = 255;
 inline constexpr uint32_t kTreeLevelMax = 12;
+inline constexpr uint32_t kOverProvisionMax = 50; // percent
 inline constexpr uint32_t kSegmentGroup = 64;     // segments in one segment record
 
 // --- Keys --------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ struct Superblock {
   le64 first_segment_block;
   le32 node_bytes;
   le32 metadata_copies;     // 1 or 2
-  le64 log_limit_blocks;    // log since a checkpoint before the next one is due
+  le64 log_limit_blocks;    // log since a checkpoint before the next one is due, at most
   le64 created_seconds;
   uint8_t label[64];        // zero-padded UTF-8
   // What changes at each checkpoint.
@@ -378,7 +379,10 @@ struct Superblock {
   StreamPosition streams[kStreamCount];
   le64 copy_signature;      // of the device that copy_rates were measured on; 0: none were
   CopyRate copy_rates[kCopyRates];  // the used ones come first
-  uint8_t reserved[3416];
+  le32 over_provision_percent;  // of what could hold data, not for users; at most kOverProvisionMax
+  le32 reserved3;
+  le64 extra_references;    // counter: of data blocks, beyond one for each
+  uint8_t reserved[3400];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

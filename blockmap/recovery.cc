@@ -496,6 +496,7 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
   impl.volume_info.segment_blocks = impl.geometry.segment_blocks;
   impl.volume_info.node_bytes = impl.geometry.node_bytes;
   impl.volume_info.metadata_copies = impl.geometry.metadata_copies;
+  impl.volume_info.over_provision_percent = impl.geometry.over_provision_percent;
   impl.volume_info.mount_count = found.state.mount_count;
   impl.volume_info.was_clean = found.state.clean;
   impl.last_checkpoint_ns = environment.clock.monotonic_ns();

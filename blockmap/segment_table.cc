@@ -111,6 +111,44 @@ Task<Result<uint64_t>> SegmentTable::borrow_free() {
   co_return *segment;
 }
 
+Task<Result<bool>> SegmentTable::is_usable(uint64_t segment) {
+  if (!may_use(segment)) co_return false;
+  auto state = co_await load(segment);
+  COFS_CO_TRY(state);
+  co_return (*state)->state == ondisk::SegmentState::kFree && may_use(segment);
+}
+
+Task<Result<BlockRange>> SegmentTable::find_free_run(uint64_t from) {
+  BlockRange run;
+  for (uint64_t segment = from; segment < geometry_.segment_count && run.count < kRunMax; segment++) {
+    auto usable = co_await is_usable(segment);
+    COFS_CO_TRY(usable);
+    if (*usable && run.count == 0) run.start = segment;
+    if (*usable) {
+      run.count++;
+    } else if (run.count != 0) {
+      break;
+    }
+  }
+  co_return run;
+}
+
+Task<Result<uint64_t>> SegmentTable::borrow_run(uint64_t first, uint64_t count) {
+  uint64_t lent = 0;
+  while (lent < count) {
+    auto usable = co_await is_usable(first + lent);
+    if (usable && *usable) {
+      set_aside_.insert(first + lent);
+      lent++;
+      continue;
+    }
+    if (usable) break;
+    while (lent > 0) add_usable(first + --lent);
+    co_return fail(usable.error());
+  }
+  co_return lent;
+}
+
 // A segment that may be opened, taken out of usable_.
 Task<Result<uint64_t>> SegmentTable::find_free() {
   while (true) {

@@ -63,6 +63,12 @@ class SegmentTable {
   // Lends a segment that open_free() could open, for contents that nobody will refer to; nothing of it is
   // recorded. add_usable() gives it back; without that it is not used before the next mount.
   Task<Result<uint64_t>> borrow_free();
+  // The first run of segments at or behind `from` that open_free() could open; count 0: there is none. It
+  // is cut at kRunMax segments.
+  Task<Result<BlockRange>> find_free_run(uint64_t from);
+  // Lends up to `count` of them from `first` on, as borrow_free() does; returns how many.
+  Task<Result<uint64_t>> borrow_run(uint64_t first, uint64_t count);
+  static constexpr uint64_t kRunMax = 65'536;
   Task<Result<>> seal(uint64_t segment, uint64_t age, Hold hold);
 
   // Adds to the live blocks; an empty sealed segment becomes free, held by `hold`. A count below zero
@@ -112,6 +118,7 @@ class SegmentTable {
   uint64_t group_count() const;
   void mark_free(uint64_t segment, SegmentState& state, Hold hold);
   bool may_use(uint64_t segment) const;
+  Task<Result<bool>> is_usable(uint64_t segment);
 
   const Geometry& geometry_;
   BTree& tree_;

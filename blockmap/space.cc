@@ -1,10 +1,13 @@
 // Space: what is free, what is spoken for, and how a reservation makes room.
 //
-// Usable segments minus: the log's due (it may grow to twice its limit before a checkpoint ends), the
-// nodes' due (cleaning keeps node segments at least half live, so nodes may take twice their size),
-// growth of the tree not yet checkpointed, promises, and the reserves of the more urgent classes. What
-// is dead in segments that hold live data is room, too, once garbage collection has won it: who finds
-// no other room has that done.
+// Usable segments minus: what the log and the nodes may still take, growth of the tree not yet
+// checkpointed, promises, and the reserves of the more urgent classes; how much and why is told in
+// reserves.cc. What is dead in segments that hold live data is room, too, once garbage collection has won
+// it: who finds no other room has that done.
+//
+// The log and the dirty nodes may go beyond their floors as far as there is room that nobody was
+// promised (log_limit, dirty_nodes_limit): what they take is counted as soon as it is taken, and a
+// checkpoint gives it back.
 
 #include <algorithm>
 
@@ -15,6 +18,8 @@ namespace {
 
 constexpr uint64_t kUnflushedBlocksMax = (256ULL << 20) / kBlockBytes;  // recovery verifies these
 constexpr int kRoomAttempts = 3;
+constexpr uint64_t kLogSpareShare = 32;    // of the spare blocks that the log may take beyond its floor
+constexpr uint64_t kNodesSpareShare = 64;  // and images of dirty nodes
 
 }  // namespace
 
@@ -67,44 +72,79 @@ uint64_t Store::Impl::metadata_debt() const {
 }
 
 uint64_t Store::Impl::log_headroom() const {
-  const uint64_t wanted = 2 * geometry.log_limit_blocks / geometry.segment_blocks + 4;
+  const uint64_t wanted = reserves.log_segments;
   const uint64_t have = log_chain.size();
-  return wanted > have ? (wanted - have) * geometry.segment_blocks : 0;
+  return wanted > have ? (wanted - have) * reserves.segment_data_blocks : 0;
+}
+
+uint64_t Store::Impl::node_segments_due() const {
+  return reserves.node_segments_due(live_node_blocks /
+                                    (geometry.metadata_copies * geometry.node_blocks()));
 }
 
 uint64_t Store::Impl::node_headroom() const {
-  const uint64_t due = 2 * live_node_blocks + 2 * geometry.metadata_copies * geometry.segment_blocks;
-  const uint64_t have = segments.node_segments() * geometry.segment_blocks;
-  return due > have ? due - have : 0;
+  const uint64_t due = node_segments_due();
+  const uint64_t have = segments.node_segments();
+  return due > have ? (due - have) * reserves.segment_data_blocks : 0;
 }
 
-uint64_t Store::Impl::checkpoint_reserve() const {
-  return dirty_nodes_max * geometry.metadata_copies * geometry.node_blocks() * 3 / 2 +
-         2 * geometry.segment_blocks;
+uint64_t Store::Impl::checkpoint_reserve(uint64_t dirty_nodes) const {
+  return reserves.checkpoint_segments(dirty_nodes) * reserves.segment_data_blocks;
 }
 
 uint64_t Store::Impl::delete_reserve() const {
-  return dirty_nodes_max * geometry.metadata_copies * geometry.node_blocks() +
-         2 * geometry.segment_blocks;
+  return Reserves::kDeleteSegments * reserves.segment_data_blocks;
 }
 
-// Room for the survivors of one victim in either stream, and one segment that a crash may cost.
-uint64_t Store::Impl::gc_reserve() const { return gc_on() ? 3 * geometry.segment_blocks : 0; }
+uint64_t Store::Impl::gc_reserve() const {
+  return gc_on() ? Reserves::kGcSegments * reserves.segment_data_blocks : 0;
+}
 
 int64_t Store::Impl::room(SpaceClass space_class) const {
   uint64_t taken = log_headroom() + node_headroom() + metadata_debt() + ledger.outstanding;
-  if (space_class != SpaceClass::kCheckpoint) taken += checkpoint_reserve();
+  if (space_class != SpaceClass::kCheckpoint) taken += checkpoint_reserve(tree.dirty_nodes());
   if (space_class == SpaceClass::kUser || space_class == SpaceClass::kDelete) taken += gc_reserve();
   if (space_class == SpaceClass::kUser) taken += delete_reserve();
   return static_cast<int64_t>(usable_blocks()) - static_cast<int64_t>(taken);
 }
 
-uint64_t Store::Impl::available(SpaceClass space_class) const {
-  return static_cast<uint64_t>(std::max<int64_t>(room(space_class), 0));
+// Of what is for users: what lives, and what is promised. What is dead counts for nobody.
+uint64_t Store::Impl::user_blocks_taken() const {
+  const uint64_t nodes_due = (node_segments_due() - reserves.node_segments_due(0)) *
+                             reserves.segment_data_blocks;
+  return live_data_blocks + nodes_due + metadata_debt() + ledger.outstanding;
 }
 
+uint64_t Store::Impl::available(SpaceClass space_class) const {
+  const auto have = static_cast<uint64_t>(std::max<int64_t>(room(space_class), 0));
+  if (space_class != SpaceClass::kUser || reserves.over_provision_percent == 0) return have;
+  const uint64_t taken = user_blocks_taken();
+  const uint64_t limit = reserves.user_blocks();
+  return limit > taken ? std::min(have, limit - taken) : 0;
+}
+
+// What nobody was promised, and no floor needs.
+uint64_t Store::Impl::spare_blocks() const {
+  const uint64_t taken = log_headroom() + node_headroom() + metadata_debt() + ledger.outstanding +
+                         checkpoint_reserve(0) + gc_reserve() + delete_reserve();
+  const uint64_t have = usable_blocks();
+  return have > taken ? have - taken : 0;
+}
+
+uint64_t Store::Impl::log_limit() const {
+  return std::min(reserves.log_max_blocks,
+                  reserves.log_floor_blocks + spare_blocks() / kLogSpareShare);
+}
+
+uint64_t Store::Impl::dirty_nodes_limit() const {
+  const uint64_t node_blocks = uint64_t{geometry.metadata_copies} * geometry.node_blocks();
+  return std::min(reserves.dirty_nodes_max,
+                  reserves.dirty_nodes_floor + spare_blocks() / (kNodesSpareShare * node_blocks));
+}
+
+// What is applied and not composed yet will be in the log, too.
 bool Store::Impl::log_over_limit(uint64_t factor) const {
-  return log_blocks > factor * geometry.log_limit_blocks;
+  return log_blocks + blocks_of_bytes(pending_records.size()) > factor * log_limit();
 }
 
 Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
@@ -133,7 +173,9 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
                           store.ledger.outstanding != 0 ||
                           store.segments.usable_count() + store.segments.held_count() <
                               store.segments.free_count();
-    if (collections != 0 && (attempt > 0 || !may_gain)) {
+    // Where only over-provisioning is in the way, moving wins nothing.
+    const bool scarce = store.room(space_class) < static_cast<int64_t>(blocks);
+    if (scarce && collections != 0 && (attempt > 0 || !may_gain)) {
       auto more = co_await store.gc_make_room(blocks, space_class);
       COFS_CO_TRY(more);
       collections = *more ? collections - 1 : 0;
@@ -151,8 +193,18 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
 Task<Result<Transaction>> Store::begin(Cost cost, SpaceClass space_class) {
   auto reservation = co_await reserve(cost, space_class);
   COFS_CO_TRY(reservation);
-  auto transaction = co_await begin(std::move(*reservation));
-  co_return transaction;
+  while (true) {
+    auto guard = co_await impl_->apply_lock.lock();
+    auto writable = impl_->check_writable();
+    COFS_CO_TRY(writable);
+    // Others may have made nodes dirty since: the checkpoint's reserve is for one more operation.
+    if (impl_->tree.dirty_nodes() < impl_->dirty_nodes_limit()) {
+      co_return Transaction(this, std::move(guard), std::move(*reservation));
+    }
+    guard.release();
+    auto done = co_await checkpoint();
+    COFS_CO_TRY(done);
+  }
 }
 
 Task<Result<Transaction>> Store::begin(Reservation reservation) {
@@ -160,41 +212,6 @@ Task<Result<Transaction>> Store::begin(Reservation reservation) {
   auto writable = impl_->check_writable();
   COFS_CO_TRY(writable);
   co_return Transaction(this, std::move(guard), std::move(reservation));
-}
-
-SpaceReport Store::space() const {
-  const Impl& store = *impl_;
-  SpaceReport report;
-  const uint64_t overhead = store.segment_overhead();
-  const uint64_t usable_segments = store.geometry.segment_count - 1;
-  const uint64_t reserves = store.checkpoint_reserve() + store.gc_reserve() + store.delete_reserve();
-  const uint64_t fixed = reserves + 2 * store.geometry.log_limit_blocks +
-                         4 * store.geometry.segment_blocks +
-                         2 * store.geometry.metadata_copies * store.geometry.segment_blocks;
-  const uint64_t all = usable_segments * (store.geometry.segment_blocks - overhead);
-  report.total_blocks = all > fixed ? all - fixed : 0;
-  // Segments that only wait for a commit count: a writer that needs them makes that commit. So does
-  // what garbage collection can win.
-  const uint64_t waiting = (store.segments.free_count() - store.segments.usable_count()) *
-                           (store.geometry.segment_blocks - overhead);
-  const uint64_t taken = store.log_headroom() + store.node_headroom() + store.metadata_debt() +
-                         store.ledger.outstanding + reserves;
-  report.winnable_blocks = store.gc_winnable_blocks();
-  const uint64_t have = store.usable_blocks() + waiting + report.winnable_blocks;
-  report.free_blocks = have;
-  const uint64_t available = have > taken ? have - taken : 0;
-  report.available_blocks = available - available / 64;
-  report.live_data_blocks = store.live_data_blocks;
-  report.node_blocks = store.live_node_blocks;
-  report.reserved_blocks = store.ledger.outstanding;
-  report.free_segments = store.segments.free_count();
-  report.segment_count = store.geometry.segment_count;
-  report.inode_count = store.inode_count;
-  const uint64_t used =
-      (usable_segments - store.segments.free_count()) * store.geometry.segment_blocks;
-  const uint64_t live = store.live_data_blocks + store.live_node_blocks;
-  report.dead_blocks = used > live ? used - live : 0;
-  return report;
 }
 
 }  // namespace cofs

@@ -9,16 +9,6 @@
 namespace cofs {
 namespace {
 
-constexpr uint64_t kDirtyNodesMin = 64;
-constexpr uint64_t kDirtyNodesMax = 16384;  // 128 MiB of 8 KiB nodes
-
-uint64_t dirty_nodes_for(const Geometry& geometry, const StoreOptions& options) {
-  if (options.dirty_nodes_max != 0) return std::max<uint64_t>(options.dirty_nodes_max, 16);
-  const uint64_t share = geometry.block_count / 64 /
-                         (uint64_t{geometry.metadata_copies} * geometry.node_blocks());
-  return std::clamp(share, kDirtyNodesMin, kDirtyNodesMax);
-}
-
 TreeOptions tree_options(const Geometry& geometry, const StoreOptions& options) {
   TreeOptions out;
   out.node_bytes = geometry.node_bytes;
@@ -52,6 +42,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   inode_count = state.inode_count;
   live_data_blocks = state.live_data_blocks;
   live_node_blocks = state.live_node_blocks;
+  extra_references = state.extra_references;
   epoch = state.epoch;
   copy_rates = state.copy_rates;
   commit_number = state.commit;
@@ -59,7 +50,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   checkpoint_sequence = state.sequence;
   log_sequence = state.log.sequence;
   log_previous = state.log.previous;
-  dirty_nodes_max = dirty_nodes_for(geometry, options);
+  reserves = plan_reserves(geometry, options.dirty_nodes_max);
 }
 
 Store::Impl::~Impl() { COFS_ASSERT(tasks_running == 0 && !background_running); }
@@ -137,7 +128,7 @@ std::string_view Store::copy_engine_for(uint64_t range_blocks) const {
   return impl_->copier.engine_for(range_blocks);
 }
 VolumeInfo Store::info() const { return impl_->volume_info; }
-uint64_t Store::dirty_nodes_max() const { return impl_->dirty_nodes_max; }
+uint64_t Store::dirty_nodes_floor() const { return impl_->reserves.dirty_nodes_floor; }
 Environment& Store::environment() { return impl_->env; }
 
 // --- Background --------------------------------------------------------------------------------
@@ -157,7 +148,7 @@ Task<> Store::Impl::background() {
     if (stopping || shut_down) break;
     const uint64_t now = env.clock.monotonic_ns();
     const bool checkpoint_due =
-        log_over_limit(1) || tree.dirty_nodes() * 2 > dirty_nodes_max ||
+        log_over_limit(1) || tree.dirty_nodes() * 2 > dirty_nodes_limit() ||
         (gc_on() && segments.held_count() > segments.usable_count()) ||
         (tree.dirty_nodes() != 0 && now - last_checkpoint_ns > options.checkpoint_interval_ns);
     // A failure has been reported and shut the store down; the loop then ends.

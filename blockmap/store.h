@@ -43,6 +43,9 @@ struct FormatOptions {
   uint32_t node_bytes = ondisk::kNodeBytesDefault;
   uint32_t metadata_copies = 2;  // 1 or 2
   uint64_t log_limit_blocks = 0; // 0: chosen from the size, 256 MiB at most
+  // Of what could hold data, not for users to fill: 0 … 50. What is dead may lie there, so that garbage
+  // collection finds emptier segments on a full volume.
+  uint32_t over_provision_percent = 0;
   FormatOptions() = default;
 };
 
@@ -83,7 +86,7 @@ struct GcRequest {
 struct StoreOptions {
   bool read_only = false;       // nothing is written; an unclean log is replayed in memory
   uint64_t cache_bytes = 64ULL << 20;
-  uint64_t dirty_nodes_max = 0; // 0: chosen from the size
+  uint64_t dirty_nodes_max = 0; // of the tree, at least 16; 0: chosen from the size
   uint64_t commit_interval_ns = 5'000'000'000;
   uint64_t checkpoint_interval_ns = 30'000'000'000;
   bool discard = true;
@@ -215,18 +218,38 @@ class CommitClient {
 };
 
 struct SpaceReport {  // blocks of 4 KiB unless said otherwise
-  uint64_t total_blocks = 0;     // what data could use on an empty volume
+  uint64_t total_blocks = 0;     // what users could fill on an empty volume
   uint64_t available_blocks = 0; // what a user can write now, exactly
-  uint64_t free_blocks = 0;      // available plus reserves
-  uint64_t live_data_blocks = 0;
-  uint64_t dead_blocks = 0;      // in segments that still hold live data
-  uint64_t winnable_blocks = 0;  // that garbage collection can make free; available has them
-  uint64_t node_blocks = 0;      // tree nodes, all copies
+  uint64_t free_blocks = 0;      // the room without its framing: available and all that is kept back
+  uint64_t dead_blocks = 0;      // in segments in use, neither live nor still to be written
   uint64_t reserved_blocks = 0;  // promised to operations under way
+  uint64_t extra_references = 0; // blocks that files have beyond those that lie on the device: shared
   uint64_t free_segments = 0;
+  uint64_t waiting_segments = 0; // of them: held until commits, checkpoints, readers or discards are done
   uint64_t segment_count = 0;
   uint64_t inode_count = 0;
 
+  // Each block of the device is of one class; they add up to device_blocks.
+  uint64_t device_blocks = 0;
+  uint64_t outside_blocks = 0;   // superblocks, and what is no segment
+  uint64_t live_data_blocks = 0;
+  uint64_t node_blocks = 0;      // tree nodes in use, all copies
+  uint64_t winnable_blocks = 0;  // dead, and garbage collection can make them free
+  uint64_t fixed_blocks = 0;     // dead, and it can't: the log, framing, segments that do not gain
+  uint64_t waiting_blocks = 0;   // free, in waiting segments
+  uint64_t unused_blocks = 0;    // free, and what is left of the open data segment
+
+  // winnable + waiting + unused are the room; each block of it is for one purpose, the urgent ones first.
+  uint64_t room_blocks = 0;
+  uint64_t framing_blocks = 0;   // headers and footers of what will be written; available comes last
+  uint64_t checkpoint_reserve = 0;
+  uint64_t log_reserve = 0;
+  uint64_t node_reserve = 0;     // nodes replaced, until cleaning wins them back
+  uint64_t growth_reserve = 0;   // of the tree, since the last checkpoint
+  uint64_t gc_reserve = 0;
+  uint64_t delete_reserve = 0;
+  uint64_t promised_blocks = 0;
+  uint64_t over_provisioned_blocks = 0;
   // What can be written before any garbage is collected.
   uint64_t ready_blocks() const {
     return available_blocks > winnable_blocks ? available_blocks - winnable_blocks : 0;
@@ -242,7 +265,8 @@ struct StoreCounters {
   uint64_t checkpoints = 0;
   uint64_t log_bytes = 0;
   uint64_t node_bytes = 0;
-  uint64_t discarded_bytes = 0;
+  uint64_t discarded_bytes = 0;  // all, and …
+  uint64_t trimmed_bytes = 0;    // … by trim() among them
   uint64_t checksum_failures = 0;
   uint64_t copy_verified_bytes = 0;   // of what a device copied
   uint64_t copy_verify_failures = 0;  // gathers that a device reported done and that were wrong
@@ -263,6 +287,7 @@ struct VolumeInfo {
   uint32_t segment_blocks = 0;
   uint32_t node_bytes = 0;
   uint32_t metadata_copies = 0;
+  uint32_t over_provision_percent = 0;
   uint64_t mount_count = 0;
   bool was_clean = false;           // at open
   uint64_t replayed_commits = 0;    // at open
@@ -344,6 +369,10 @@ class Store {
   // says; also where options.gc is off. Others who collect, or wait for that, get in between units. What
   // became free can be used after the next checkpoint. Errors: kReadOnly, kShutdown, those of metadata.
   Task<Result<GcReport>> collect_garbage(GcRequest request);
+  // Discards what is free of a range of physical blocks, where at least `blocks_min` blocks of it lie
+  // together; returns how many. Leaves out what is freed meanwhile, or promised to others: they go on.
+  // Errors: kReadOnly, kNotSupported (the device can't), kInvalid (the range begins behind the end), kIo.
+  Task<Result<uint64_t>> trim(BlockRange range, uint64_t blocks_min);
   bool shut_down() const;       // after a failure: nothing can change any more
   bool read_only() const;
 
@@ -356,7 +385,9 @@ class Store {
   // By name: what the next copy of ranges of this length is made by.
   std::string_view copy_engine_for(uint64_t range_blocks) const;
   VolumeInfo info() const;
-  uint64_t dirty_nodes_max() const;
+  // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
+  // the next commit keeps to shares of it (reserves.cc).
+  uint64_t dirty_nodes_floor() const;
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
   // may run meanwhile.
   Task<Result<VerifyReport>> verify(VerifyOptions options);

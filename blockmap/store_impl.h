@@ -1,6 +1,7 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and
+// chain), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
+// scrub*.cc, store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
 // (its new places), gc_pacing.cc (when), gc_request.cc (because somebody asked).
 //
@@ -18,6 +19,7 @@
 #include "blockmap/gc_policy.h"
 #include "blockmap/node_source.h"
 #include "blockmap/records.h"
+#include "blockmap/reserves.h"
 #include "blockmap/segment_table.h"
 #include "blockmap/store.h"
 #include "blockmap/volume.h"
@@ -208,6 +210,7 @@ struct Store::Impl {
   uint64_t inode_count = 0;
   uint64_t live_data_blocks = 0;
   uint64_t live_node_blocks = 0;
+  uint64_t extra_references = 0;
   uint64_t epoch = 0;
 
   // --- log ---
@@ -248,7 +251,8 @@ struct Store::Impl {
   std::set<uint64_t> writes_in_flight;  // ordinals
   uint64_t write_ordinal = 0;
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
-  uint64_t discards_running = 0;
+  std::set<uint64_t> discard_queue;     // freed segments, set aside
+  uint64_t discards_running = 0;        // workers of the queue, and trims
   Event write_done;
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
@@ -257,7 +261,7 @@ struct Store::Impl {
   // --- space ---
   SpaceLedger ledger;
   uint64_t metadata_debt_bytes = 0;  // of records added since the last freeze
-  uint64_t dirty_nodes_max = 0;
+  Reserves reserves;
 
   // --- readers ---
   std::set<uint64_t> readers;     // ordinals of those under way
@@ -368,9 +372,14 @@ struct Store::Impl {
   void give_back(const Transaction::State& data, const Error& error);
   void drop_log_payload(const Error& error);
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
+
+  // discard.cc
   void release_segments();
-  Task<> discard_segments(std::vector<uint64_t> released);
-  Task<> wait_for_discards();
+  uint64_t discard_segments_max() const;  // in one request
+  Task<> discard_queued();
+  Task<Result<>> discard_run(uint64_t first, uint64_t count);
+  Task<> wait_for_discards();  // until all freed segments can be used
+  Task<Result<uint64_t>> trim_run(uint64_t from, uint64_t end, BlockRange within);
 
   // checkpoint.cc
   Task<Result<>> run_checkpoint();
@@ -421,14 +430,21 @@ struct Store::Impl {
   uint64_t usable_blocks() const;
   uint64_t metadata_debt() const;
   uint64_t available(SpaceClass space_class) const;
+  uint64_t user_blocks_taken() const;
   uint64_t log_headroom() const;
+  uint64_t node_segments_due() const;
   uint64_t node_headroom() const;
-  uint64_t checkpoint_reserve() const;
+  uint64_t checkpoint_reserve(uint64_t dirty_nodes) const;
   uint64_t gc_reserve() const;
   uint64_t delete_reserve() const;
+  uint64_t spare_blocks() const;
+  uint64_t log_limit() const;          // a checkpoint is due; at twice as much writers wait for it
+  uint64_t dirty_nodes_limit() const;  // writers wait for a checkpoint; half: it is due
   bool log_over_limit(uint64_t factor) const;
   // Of each segment the header, the footer and the headers of its chunks are no room for data.
-  uint64_t segment_overhead() const { return 3 + geometry.segment_blocks / 512; }
+  uint64_t segment_overhead() const {
+    return geometry.segment_blocks - reserves.segment_data_blocks;
+  }
 };
 
 }  // namespace cofs

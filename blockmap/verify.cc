@@ -310,6 +310,9 @@ Task<Result<>> Verifier::check_segments() {
   expect_equal(store_.live_data_blocks, live_data, "the count of live data blocks");
   if (exact_nodes) expect_equal(store_.live_node_blocks, live_nodes, "the count of node blocks");
   expect_equal(store_.inode_count, report_.inodes, "the count of inodes");
+  uint64_t extra = 0;
+  for (const VrefRange& vref : vrefs_) extra += (vref.end() - vref.start) * (vref.references - 1);
+  expect_equal(store_.extra_references, extra, "the count of extra references");
   if (max_virtual_ >= store_.next_virtual) problem("the next virtual block number is in use", true);
   if (max_inode_ >= store_.next_inode) problem("the next inode number is in use", true);
   co_return Result<>();

@@ -79,7 +79,8 @@ Result<> check_geometry(const Geometry& geometry, uint64_t device_blocks) {
       geometry.segment_count !=
           (geometry.block_count - 1 - geometry.first_segment_block) / geometry.segment_blocks ||
       geometry.segment_count < kSegmentCountMin || geometry.log_limit_blocks == 0 ||
-      geometry.log_limit_blocks > geometry.block_count || geometry.volume_key == 0) {
+      geometry.log_limit_blocks > geometry.block_count || geometry.volume_key == 0 ||
+      geometry.over_provision_percent > ondisk::kOverProvisionMax) {
     return fail(Code::kCorrupt, "superblock: impossible geometry");
   }
   if (geometry.block_count > device_blocks) {
@@ -180,6 +181,10 @@ Result<Geometry> plan_geometry(uint64_t block_count, const FormatOptions& option
     return fail(Code::kInvalid, "the target is too small for segments of this size", block_count);
   }
   if (block_count > kDeviceBlocksMax) return fail(Code::kInvalid, "the target is too large");
+  if (options.over_provision_percent > ondisk::kOverProvisionMax) {
+    return fail(Code::kInvalid, "at most 50 percent can be over-provisioned");
+  }
+  geometry.over_provision_percent = options.over_provision_percent;
   const uint64_t log_blocks_max = (256ULL << 20) / kBlockBytes;
   geometry.log_limit_blocks =
       options.log_limit_blocks != 0
@@ -208,6 +213,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.node_bytes = geometry.node_bytes;
   out.metadata_copies = geometry.metadata_copies;
   out.log_limit_blocks = geometry.log_limit_blocks;
+  out.over_provision_percent = geometry.over_provision_percent;
   out.created_seconds = static_cast<uint64_t>(geometry.created_seconds);
   std::memcpy(out.label, geometry.label.data(), std::min<size_t>(geometry.label.size(), 63));
   out.sequence = state.sequence;
@@ -231,6 +237,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.free_segments = state.free_segments;
   out.live_data_blocks = state.live_data_blocks;
   out.live_node_blocks = state.live_node_blocks;
+  out.extra_references = state.extra_references;
   out.inode_count = state.inode_count;
   out.node_segments = state.node_segments;
   for (size_t i = 0; i < state.streams.size(); i++) {
@@ -257,7 +264,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   }
   if (in.incompat != 0) return fail(Code::kUnknownFeature, "superblock: incompatible features");
   if (in.ro_compat != 0) return fail(Code::kUnknownFeature, "superblock: read-only features");
-  if (in.clean > 1 || in.reserved1 != 0 || in.reserved2 != 0 || in.label[63] != 0 ||
+  if (in.clean > 1 || in.reserved1 != 0 || in.reserved2 != 0 || in.reserved3 != 0 || in.label[63] != 0 ||
       std::any_of(std::begin(in.reserved), std::end(in.reserved), [](uint8_t b) { return b != 0; })) {
     return fail(Code::kCorrupt, "superblock: reserved bytes");
   }
@@ -270,6 +277,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   geometry.node_bytes = in.node_bytes;
   geometry.metadata_copies = in.metadata_copies;
   geometry.log_limit_blocks = in.log_limit_blocks;
+  geometry.over_provision_percent = in.over_provision_percent;
   geometry.created_seconds = static_cast<int64_t>(static_cast<uint64_t>(in.created_seconds));
   geometry.label = reinterpret_cast<const char*>(in.label);
   auto checked = check_geometry(geometry, device_blocks);
@@ -296,6 +304,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   state.free_segments = in.free_segments;
   state.live_data_blocks = in.live_data_blocks;
   state.live_node_blocks = in.live_node_blocks;
+  state.extra_references = in.extra_references;
   state.inode_count = in.inode_count;
   state.node_segments = in.node_segments;
   for (size_t i = 0; i < state.streams.size(); i++) {

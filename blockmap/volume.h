@@ -31,6 +31,7 @@ struct Geometry {
   uint32_t node_bytes = 0;
   uint32_t metadata_copies = 2;
   uint64_t log_limit_blocks = 0;
+  uint32_t over_provision_percent = 0;
   int64_t created_seconds = 0;
   std::string label;
 
@@ -84,6 +85,7 @@ struct VolumeState {
   uint64_t free_segments = 0;
   uint64_t live_data_blocks = 0;
   uint64_t live_node_blocks = 0;
+  uint64_t extra_references = 0;  // of blocks, beyond one each
   uint64_t inode_count = 0;
   uint64_t node_segments = 0;
   std::array<OpenPosition, ondisk::kStreamCount> streams;

@@ -52,17 +52,18 @@ uint64_t Files::Impl::Holes::blocks() const {
   return sum;
 }
 
-// The holes from `first` on, as far as kStepExtents extents reach: neither mapped nor in memory.
+// The holes from `first` on, as far as step_extents() extents reach: neither mapped nor in memory.
 Task<Result<Files::Impl::Holes>> Files::Impl::find_holes(Inode& inode, uint64_t first,
                                                          uint64_t end) {
   std::vector<BlockRange> used;
   for (const FileData::Piece& piece : inode.data.pieces(first, end - first)) {
     used.push_back(BlockRange{piece.file_block, piece.count});
   }
-  auto mappings = co_await store.map_range(inode.ino, first, end - first, kStepExtents);
+  const uint64_t extents_max = step_extents();
+  auto mappings = co_await store.map_range(inode.ino, first, end - first, extents_max);
   COFS_CO_TRY(mappings);
   Holes holes;
-  holes.end = mappings->size() < kStepExtents ? end : mappings->back().end();
+  holes.end = mappings->size() < extents_max ? end : mappings->back().end();
   for (const Mapping& mapping : *mappings) {
     used.push_back(BlockRange{mapping.file_block, mapping.count});
   }

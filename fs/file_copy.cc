@@ -150,11 +150,12 @@ Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t co
   batch->source_block = first;
   batch->target_block =
       (job.target_offset + (bytes_of_blocks(first) - job.source_offset)) / kBlockBytes;
+  const uint64_t extents_max = step_extents();
   auto replaced = co_await store.map_range(job.target->ino, batch->target_block, count,
-                                           kStepExtents + 1);
+                                           extents_max + 1);
   COFS_CO_TRY(replaced);
-  if (replaced->size() > kStepExtents) {
-    count = (*replaced)[kStepExtents - 1].end() - batch->target_block;
+  if (replaced->size() > extents_max) {
+    count = (*replaced)[extents_max - 1].end() - batch->target_block;
   }
   auto mappings = co_await store.map_range(job.source->ino, first, count, kCopyBatchExtents);
   COFS_CO_TRY(mappings);

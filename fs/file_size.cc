@@ -54,10 +54,11 @@ LoggedTruncation parse_logged_truncation(const Key& key, Bytes value) {
 Task<Result<uint64_t>> Files::Impl::add_unmap_step(Transaction& transaction, Inode& inode,
                                                    uint64_t first, uint64_t end, uint32_t flags) {
   if (first >= end) co_return end;
-  auto mappings = co_await store.map_range(inode.ino, first, end - first, kStepExtents + 1);
+  const uint64_t extents_max = step_extents();
+  auto mappings = co_await store.map_range(inode.ino, first, end - first, extents_max + 1);
   COFS_CO_TRY(mappings);
-  const bool last = mappings->size() <= kStepExtents;
-  uint64_t step_end = last ? end : (*mappings)[kStepExtents - 1].end();
+  const bool last = mappings->size() <= extents_max;
+  uint64_t step_end = last ? end : (*mappings)[extents_max - 1].end();
   if (flags != 0) {  // one record holds no more
     step_end = std::min(step_end, first + ondisk::kExtentBlocksMax);
   }

@@ -130,7 +130,12 @@ uint64_t Files::Impl::dirty_blocks_max() const {
 }
 
 uint64_t Files::Impl::dirty_fragments_max() const {
-  return std::max(store.dirty_nodes_max() / 4, kDirtyFragmentsMin);
+  return std::max(store.dirty_nodes_floor() / 4, kDirtyFragmentsMin);
+}
+
+// An extent may dirty two leaves of vmap (blockmap/reserves.cc).
+uint64_t Files::Impl::step_extents() const {
+  return std::clamp(store.dirty_nodes_floor() / 4, kStepExtentsMin, kStepExtentsMax);
 }
 
 bool Files::Impl::past_half() const {
@@ -279,7 +284,7 @@ void Files::Impl::take_back(const std::vector<uint64_t>& tokens) {
 }
 
 Task<Result<>> Files::Impl::flush_inodes(std::vector<InodeRef> list) {
-  const uint64_t fragments_max = std::max<uint64_t>(store.dirty_nodes_max() / 8, 8);
+  const uint64_t fragments_max = std::max<uint64_t>(store.dirty_nodes_floor() / 8, 8);
   size_t next = 0;
   uint64_t cursor = 0;  // in list[next]: file order, so that data dirtied behind it waits its turn
   while (next < list.size()) {

@@ -23,7 +23,8 @@ inline constexpr uint64_t kEagerFlushBlocks = 256;      // dirty blocks of a fil
 inline constexpr uint64_t kCommitLeaveBlocks = 32;      // so few are left to collect_data()
 inline constexpr uint64_t kDirtyFragmentsMin = 16;      // always allowed, however small the store
 inline constexpr uint64_t kDirtyBlocksMin = 32;
-inline constexpr uint64_t kStepExtents = 512;           // unmapped or mapped in one transaction
+inline constexpr uint64_t kStepExtentsMin = 8;          // bounds of step_extents()
+inline constexpr uint64_t kStepExtentsMax = 512;
 inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two transactions
 inline constexpr size_t kCopyBatchesUnderWay = 2;
 inline constexpr uint64_t kCopyBatchExtents = 16'384;   // gathered for one transaction
@@ -114,6 +115,7 @@ struct Files::Impl {
 
   uint64_t dirty_blocks_max() const;
   uint64_t dirty_fragments_max() const;
+  uint64_t step_extents() const;  // so many extents are replaced or unmapped in one transaction
   bool past_half() const;
   bool over_limit() const;
   // Waits, without locks, until there is room in memory for more dirty data.
@@ -161,7 +163,7 @@ struct Files::Impl {
   Task<Result<>> grow(Inode& inode, uint64_t size);
   Task<Result<>> shrink(Inode& inode, uint64_t size);
   // Applying: adds to the transaction the removal (or, with flags kExtentUnwritten, preallocation) of
-  // the mapping from `first` on, as far as kStepExtents extents reach; returns where that ends.
+  // the mapping from `first` on, as far as step_extents() extents reach; returns where that ends.
   Task<Result<uint64_t>> add_unmap_step(Transaction& transaction, Inode& inode, uint64_t first,
                                         uint64_t end, uint32_t flags);
   Task<Result<>> truncate_steps(Inode& inode, uint64_t first);

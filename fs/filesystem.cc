@@ -246,8 +246,9 @@ FsStatistics FileSystem::statistics() const {
   const SpaceReport space = store_->space();
   FsStatistics out;
   out.total_blocks = space.total_blocks;
-  out.free_blocks = std::min(space.free_blocks, space.total_blocks);
-  out.available_blocks = std::min(space.available_blocks, out.free_blocks);
+  // The total has no reserves in it, so neither has what is free of it.
+  out.free_blocks = space.available_blocks;
+  out.available_blocks = space.available_blocks;
   out.free_inodes = space.available_blocks * kInodesPerBlock;
   out.inodes = space.inode_count + out.free_inodes;
   return out;

@@ -1,4 +1,4 @@
-// Handlers of ioctl: file flags (chattr, xfs_io), the private ones of cofs_ioctl.h, shutdown.
+// Handlers of ioctl: file flags (chattr, xfs_io), FITRIM, the private ones of cofs_ioctl.h, shutdown.
 //
 // The kernel hands over as many bytes each way as the ioctl's number declares; chattr's and
 // lsattr's FS_IOC_GETFLAGS and SETFLAGS declare a long and carry an int.
@@ -131,6 +131,34 @@ void on_shutdown(fuse_req_t request) {
   }
 }
 
+Task<void> trim(FuseServer& server, fuse_req_t request, fstrim_range asked) {
+  BlockRange range;
+  const uint64_t end = asked.len > UINT64_MAX - asked.start ? UINT64_MAX : asked.start + asked.len;
+  range.start = blocks_of_bytes(asked.start);
+  range.count = std::max(end / kBlockBytes, range.start) - range.start;
+  const auto trimmed = co_await server.fs().store().trim(range, blocks_of_bytes(asked.minlen));
+  if (!trimmed) {
+    reply_error(server, request, trimmed.error());
+    co_return;
+  }
+  asked.len = bytes_of_blocks(*trimmed);
+  reply_bytes(server, request, &asked, sizeof(asked));
+}
+
+void on_trim(fuse_req_t request, const void* in, size_t in_size, size_t out_size) {
+  fstrim_range asked{};
+  if (fuse_req_ctx(request)->uid != 0) {
+    fuse_reply_err(request, EPERM);
+  } else if (server_of(request).options().read_only) {
+    fuse_reply_err(request, EROFS);
+  } else if (in_size != sizeof(asked) || out_size < sizeof(asked)) {
+    fuse_reply_err(request, EINVAL);
+  } else {
+    std::memcpy(&asked, in, sizeof(asked));
+    start(request, trim, asked);
+  }
+}
+
 // The kernel sends both kinds for chattr, and checked that the caller may change these flags.
 void on_set_flags(fuse_req_t request, fuse_ino_t ino, const void* in, size_t size, bool extended) {
   if (server_of(request).options().read_only) {
@@ -166,6 +194,7 @@ void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_
     case FS_IOC_FSSETXATTR:
       on_set_flags(request, ino, in, in_size, command == FS_IOC_FSSETXATTR);
       return;
+    case FITRIM: on_trim(request, in, in_size, out_size); return;
     case COFS_IOC_SYNC: start(request, sync_all, false); return;
     case COFS_IOC_STATISTICS: {
       cofs_text_page asked;

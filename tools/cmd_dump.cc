@@ -201,6 +201,7 @@ void print_volume(Machine& machine, FileSystem& fs) {
              info.label.empty() ? "" : fmt::format(" \"{}\"", info.label));
   fmt::print("blocks {} of 4096 bytes, segments of {} blocks, nodes of {} bytes in {} copies\n",
              info.block_count, info.segment_blocks, info.node_bytes, info.metadata_copies);
+  fmt::print("over-provisioned by {} %\n", info.over_provision_percent);
   fmt::print("last use ended {}", info.was_clean ? "cleanly" : "without an unmount");
   if (info.replayed_commits != 0) {
     fmt::print("; {} commits, {} of log replayed in memory", info.replayed_commits,

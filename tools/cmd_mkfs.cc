@@ -25,6 +25,7 @@ struct MkfsArguments {
   uint64_t segment_bytes = 0;
   uint64_t node_bytes = ondisk::kNodeBytesDefault;
   uint32_t metadata_copies = 2;
+  uint32_t over_provision_percent = 7;
   std::string label;
   bool force = false;
   bool discard = true;
@@ -114,7 +115,9 @@ void print_summary(const MkfsArguments& arguments, FileSystem& fs) {
              size_text(bytes_of_blocks(info.block_count)),
              size_text(bytes_of_blocks(info.segment_blocks)), size_text(info.node_bytes),
              info.metadata_copies, info.metadata_copies == 1 ? "copy" : "copies");
-  fmt::print("  {} for data\n", size_text(bytes_of_blocks(fs.store().space().available_blocks)));
+  fmt::print("  {} for data, over-provisioned by {} %\n",
+             size_text(bytes_of_blocks(fs.store().space().available_blocks)),
+             info.over_provision_percent);
 }
 
 std::optional<int> read_arguments(const Invocation& invocation, MkfsArguments& arguments) {
@@ -125,6 +128,9 @@ std::optional<int> read_arguments(const Invocation& invocation, MkfsArguments& a
   add_size_option(app, "--node-size", arguments.node_bytes, "of tree nodes, 4K to 64K; default 8K");
   app.add_option("--metadata-copies", arguments.metadata_copies, "1 or 2; default 2")
       ->check(CLI::Range(1, 2));
+  app.add_option("--over-provision", arguments.over_provision_percent,
+                 "percent that users can't fill, for garbage collection to be cheap; 0 to 50, default 7")
+      ->check(CLI::Range(0U, ondisk::kOverProvisionMax));
   app.add_option("-L,--label", arguments.label, "name of the volume, up to 63 bytes");
   app.add_flag("-f,--force", arguments.force, "overwrite whatever is there");
   app.add_flag("!--no-discard", arguments.discard, "do not discard the device's blocks first");
@@ -138,6 +144,7 @@ Result<> format_target(OpenedTarget target, const MkfsArguments& arguments, Jour
   options.segment_blocks = static_cast<uint32_t>(arguments.segment_bytes / kBlockBytes);
   options.node_bytes = static_cast<uint32_t>(arguments.node_bytes);
   options.metadata_copies = arguments.metadata_copies;
+  options.over_provision_percent = arguments.over_provision_percent;
   Result<std::unique_ptr<Machine>> machine =
       Machine::open(std::move(target),
                     MachineOptions::for_tool(arguments.target, TargetMode::kReadWrite), journal);

@@ -49,7 +49,25 @@ Json copy_figures(const Store& store) {
           {"refused", refused_figures(counters)}};
 }
 
+// "classes" add up to device_bytes, "room" to those of them that can be written.
 Json space_figures(const SpaceReport& space) {
+  const Json classes = {{"live_data_bytes", bytes_of_blocks(space.live_data_blocks)},
+                        {"node_bytes", bytes_of_blocks(space.node_blocks)},
+                        {"dead_winnable_bytes", bytes_of_blocks(space.winnable_blocks)},
+                        {"dead_fixed_bytes", bytes_of_blocks(space.fixed_blocks)},
+                        {"waiting_bytes", bytes_of_blocks(space.waiting_blocks)},
+                        {"unused_bytes", bytes_of_blocks(space.unused_blocks)},
+                        {"outside_bytes", bytes_of_blocks(space.outside_blocks)}};
+  const Json room = {{"available_bytes", bytes_of_blocks(space.available_blocks)},
+                     {"over_provisioned_bytes", bytes_of_blocks(space.over_provisioned_blocks)},
+                     {"promised_bytes", bytes_of_blocks(space.promised_blocks)},
+                     {"delete_reserve_bytes", bytes_of_blocks(space.delete_reserve)},
+                     {"gc_reserve_bytes", bytes_of_blocks(space.gc_reserve)},
+                     {"growth_reserve_bytes", bytes_of_blocks(space.growth_reserve)},
+                     {"node_reserve_bytes", bytes_of_blocks(space.node_reserve)},
+                     {"log_reserve_bytes", bytes_of_blocks(space.log_reserve)},
+                     {"checkpoint_reserve_bytes", bytes_of_blocks(space.checkpoint_reserve)},
+                     {"framing_bytes", bytes_of_blocks(space.framing_blocks)}};
   return {{"total_bytes", bytes_of_blocks(space.total_blocks)},
           {"live_bytes", bytes_of_blocks(space.live_data_blocks)},
           {"free_bytes", bytes_of_blocks(space.free_blocks)},
@@ -58,8 +76,14 @@ Json space_figures(const SpaceReport& space) {
           {"winnable_bytes", bytes_of_blocks(space.winnable_blocks)},
           {"node_bytes", bytes_of_blocks(space.node_blocks)},
           {"reserved_bytes", bytes_of_blocks(space.reserved_blocks)},
+          {"shared_bytes", bytes_of_blocks(space.extra_references)},
+          {"device_bytes", bytes_of_blocks(space.device_blocks)},
+          {"classes", classes},
+          {"room_bytes", bytes_of_blocks(space.room_blocks)},
+          {"room", room},
           {"segments", space.segment_count},
           {"free_segments", space.free_segments},
+          {"waiting_segments", space.waiting_segments},
           {"inodes", space.inode_count}};
 }
 
@@ -70,6 +94,7 @@ Json volume_figures(const VolumeInfo& info, const Store& store) {
           {"segment_bytes", bytes_of_blocks(info.segment_blocks)},
           {"node_bytes", info.node_bytes},
           {"metadata_copies", info.metadata_copies},
+          {"over_provision_percent", info.over_provision_percent},
           {"mount_count", info.mount_count},
           {"was_clean", info.was_clean},
           {"replayed_commits", info.replayed_commits},
@@ -107,6 +132,7 @@ std::string statistics_text(FileSystem& fs) {
         {"log_bytes", counters.log_bytes},
         {"node_bytes", counters.node_bytes},
         {"discarded_bytes", counters.discarded_bytes},
+        {"trimmed_bytes", counters.trimmed_bytes},
         {"segments_freed", counters.segments_freed},
         {"flushes", counters.flushes},
         {"commits", counters.commits},

@@ -86,6 +86,7 @@ void SimDevice::submit(IoRequest& request) {
     }
     if (request.op == Op::kCopy) start_copy(flight, request);
     schedule(flight, request.timeout_ns);
+    if (request.op == Op::kDiscard && options_.on_discard) options_.on_discard(request.range);
     if (counted && operation_count_ == power_off_at_) power_off_now();
   } else {
     schedule(flight, 0);

@@ -94,6 +94,8 @@ struct SimDeviceOptions {
   // The fault atlas: blocks that faults may damage (their bytes, not the success of an operation).
   // Empty: all. A damaging fault that would reach another block does not happen.
   std::function<bool(uint64_t block)> may_damage;
+  // Called with each discard that is submitted, before it can take effect.
+  std::function<void(BlockRange range)> on_discard;
 };
 
 struct SimDeviceCounters {
@@ -151,6 +153,9 @@ class SimDevice final : public Device {
   // Nothing where the fault does not apply to the kind of operation that `n` turns out to be.
   void fail_at(uint64_t n, SimFault fault) { targeted_[n] = fault; }
   void set_faults(const SimFaults& faults) { options_.faults = faults; }
+  void set_on_discard(std::function<void(BlockRange range)> hook) {
+    options_.on_discard = std::move(hook);
+  }
   // The next read to be submitted takes so long, and sees what is there in the end.
   void delay_next_read(uint64_t duration_ns) { next_read_ns_ = duration_ns; }
   // `count` writes from counted operation `n` on take so long.

@@ -1,0 +1,257 @@
+// What statfs and the report of space say, against what is there and what can be written.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "blockmap/store.h"
+#include "blockmap/volume.h"
+#include "tests/testing/test_volume.h"
+
+namespace cofs {
+namespace {
+
+constexpr uint64_t kBlock = kBlockBytes;
+
+VolumeOptions small_options(uint64_t seed) {
+  VolumeOptions options;
+  options.device_blocks = 8192 + 40;
+  options.format.segment_blocks = 64;
+  options.format.node_bytes = 4096;
+  options.store.dirty_nodes_max = 64;
+  options.store.background = false;
+  options.store.gc = GcMode::kAuto;
+  options.device.seed = seed;
+  return options;
+}
+
+class Space : public testing::Test {
+ public:
+  void mount(uint64_t seed, const VolumeOptions& options) {
+    volume = std::make_unique<TestVolume>(seed, TestVolume::formatted(seed, options), options);
+    const auto opened = volume->open();
+    ASSERT_TRUE(opened) << describe(opened.error());
+    random = SimRandom(seed + 7);
+    files.clear();
+  }
+  SpaceReport report() { return volume->fs().store().space(); }
+
+  Result<> write(const std::string& name, uint64_t block, uint64_t blocks) {
+    const std::string bytes(blocks * kBlock, static_cast<char>('a' + random.below(26)));
+    return volume->run(volume->fs().write(
+        files.at(name), WriteData::fill(volume->world.buffers, block * kBlock, bytes.data(),
+                                        static_cast<uint32_t>(bytes.size())),
+        false, false));
+  }
+  Result<> create(const std::string& name, uint64_t blocks) {
+    bool created = false;
+    auto inode = volume->run(volume->fs().create(ondisk::kRootInode, name, S_IFREG | 0644, Caller(),
+                                                 true, &created));
+    if (!inode) return fail(inode.error());
+    files[name] = inode->ino;
+    return write(name, 0, blocks);
+  }
+  Result<> remove(const std::string& name) {
+    auto removed = volume->run(volume->fs().unlink(ondisk::kRootInode, name));
+    if (!removed) return removed;
+    volume->run(volume->fs().forget(files.at(name)));
+    volume->settle();
+    files.erase(name);
+    return {};
+  }
+  // Fills the volume to the first ENOSPC; returns the blocks written.
+  uint64_t fill(uint64_t each) {
+    uint64_t written = 0;
+    while (true) {
+      const std::string name = "f" + std::to_string(serial++);
+      const auto done = create(name, each);
+      if (!done) {
+        EXPECT_EQ(done.error().code, Code::kNoSpace) << describe(done.error());
+        return written;
+      }
+      written += each;
+    }
+  }
+  void expect_sums() {
+    const SpaceReport space = report();
+    EXPECT_EQ(space.outside_blocks + space.live_data_blocks + space.node_blocks +
+                  space.winnable_blocks + space.fixed_blocks + space.waiting_blocks +
+                  space.unused_blocks,
+              space.device_blocks);
+    EXPECT_EQ(space.room_blocks,
+              space.winnable_blocks + space.waiting_blocks + space.unused_blocks);
+    EXPECT_EQ(space.available_blocks + space.over_provisioned_blocks + space.promised_blocks +
+                  space.delete_reserve + space.gc_reserve + space.growth_reserve +
+                  space.node_reserve + space.log_reserve + space.checkpoint_reserve +
+                  space.framing_blocks,
+              space.room_blocks);
+    EXPECT_EQ(space.dead_blocks, space.winnable_blocks + space.fixed_blocks);
+    EXPECT_LE(space.available_blocks, space.total_blocks);
+    EXPECT_LE(space.total_blocks, space.device_blocks);
+    EXPECT_LE(space.waiting_segments, space.free_segments);
+  }
+
+  std::unique_ptr<TestVolume> volume;
+  SimRandom random{1};
+  std::map<std::string, uint64_t> files;
+  uint64_t serial = 0;
+};
+
+// At any moment, whatever was done: all blocks are accounted for, and verify() finds the same counts.
+TEST_F(Space, TheClassesAddUp) {
+  for (uint64_t seed = 0; seed < 30; seed++) {
+    SCOPED_TRACE(seed);
+    VolumeOptions options = seed % 3 == 0 ? VolumeOptions::tiny(seed) : small_options(seed);
+    options.format.over_provision_percent = static_cast<uint32_t>(seed % 4 * 10);
+    mount(seed, options);
+    for (int i = 0; i < 300; i++) {
+      const uint64_t what = random.below(10);
+      std::string name = "f" + std::to_string(random.below(40));
+      if (!files.contains(name)) {
+        (void)create(name, random.between(1, 40));
+      } else if (what < 2) {
+        ASSERT_TRUE(remove(name));
+      } else if (what < 8) {
+        (void)write(name, random.below(30), random.between(1, 10));
+      } else if (what == 8) {
+        ASSERT_TRUE(volume->run(volume->fs().sync()));
+      } else {
+        ASSERT_TRUE(volume->run(volume->fs().store().checkpoint()));
+      }
+      expect_sums();
+      if (HasFailure()) return;
+    }
+    EXPECT_EQ(volume->verify(false), "");
+    expect_sums();
+    ASSERT_TRUE(volume->close());
+    ASSERT_TRUE(volume->open());
+    expect_sums();
+    EXPECT_EQ(volume->verify(true), "");
+    volume.reset();
+  }
+}
+
+TEST_F(Space, ReferencesBeyondTheFirstAreCounted) {
+  mount(1, small_options(1));
+  ASSERT_TRUE(create("a", 20));
+  ASSERT_TRUE(create("b", 1));
+  ASSERT_TRUE(volume->run(volume->fs().sync()));
+  Store& store = volume->fs().store();
+  const auto mapping = volume->run(store.map_range(files.at("a"), 0, 20, 1));
+  ASSERT_TRUE(mapping);
+  ASSERT_EQ(mapping->front().count, 20U);
+  const uint64_t first = mapping->front().virtual_block;
+  EXPECT_EQ(report().extra_references, 0U);
+  const auto share = [&](uint64_t from, uint64_t count) {
+    auto transaction = volume->run(store.begin(Cost(0, 1000), SpaceClass::kUser));
+    ASSERT_TRUE(transaction);
+    transaction->add_references(first + from, count);
+    ASSERT_TRUE(volume->run(transaction->apply()));
+  };
+  share(0, 20);
+  EXPECT_EQ(report().extra_references, 20U);
+  share(5, 3);
+  EXPECT_EQ(report().extra_references, 23U);
+  const uint64_t before = report().live_data_blocks;
+  const auto drop = [&](uint64_t from, uint64_t count) {
+    // As a second file's extent would: marked as perhaps shared, then unmapped.
+    auto transaction = volume->run(store.begin(Cost(0, 1000), SpaceClass::kUser));
+    ASSERT_TRUE(transaction);
+    transaction->map_extent(files.at("b"), 100, count, first + from, ondisk::kExtentMaybeShared);
+    transaction->map_extent(files.at("b"), 100, count, 0, 0);
+    ASSERT_TRUE(volume->run(transaction->apply()));
+  };
+  drop(4, 8);
+  EXPECT_EQ(report().extra_references, 15U);
+  EXPECT_EQ(report().live_data_blocks, before);
+  ASSERT_TRUE(volume->close());
+  ASSERT_TRUE(volume->open());
+  EXPECT_EQ(report().extra_references, 15U);
+}
+
+// Users stop at their share, while the rest is there for all else.
+TEST_F(Space, OverProvisioningIsNotForUsers) {
+  uint64_t total_without = 0;
+  for (const uint32_t percent : {0U, 7U, 25U, 50U}) {
+    SCOPED_TRACE(percent);
+    VolumeOptions options = small_options(percent);
+    options.format.over_provision_percent = percent;
+    mount(percent, options);
+    EXPECT_EQ(volume->fs().store().info().over_provision_percent, percent);
+    const uint64_t total = report().total_blocks;
+    if (percent == 0) total_without = total;
+    EXPECT_NEAR(static_cast<double>(total),
+                static_cast<double>(total_without) * (100 - percent) / 100, 3);
+    const uint64_t promised = report().available_blocks;
+    const uint64_t written = fill(24);
+    EXPECT_GE(written, promised * 9 / 10);
+    EXPECT_LE(report().live_data_blocks, total + 64);
+    EXPECT_LE(report().available_blocks, 24U + 60U);
+    if (percent >= 25) {
+      EXPECT_GT(report().over_provisioned_blocks, total_without / 8);
+      EXPECT_EQ(volume->fs().store().counters().gc_victims, 0U) << "there was room all the time";
+    }
+    expect_sums();
+    // Deleting works, and what it frees can be written.
+    std::vector<std::string> names;
+    for (const auto& [name, ino] : files) {
+      if (names.size() < 8) names.push_back(name);
+    }
+    for (const std::string& name : names) ASSERT_TRUE(remove(name));
+    EXPECT_GE(fill(24), 5 * 24U);
+    ASSERT_TRUE(volume->close());
+    ASSERT_TRUE(volume->open());
+    EXPECT_EQ(report().total_blocks, total);
+    EXPECT_EQ(volume->fs().store().info().over_provision_percent, percent);
+    EXPECT_EQ(volume->verify(true), "");
+    volume.reset();
+  }
+}
+
+TEST_F(Space, OverProvisioningHasALimit) {
+  FormatOptions options;
+  options.over_provision_percent = 51;
+  const auto geometry = plan_geometry(65'536, options);
+  ASSERT_FALSE(geometry);
+  EXPECT_EQ(geometry.error().code, Code::kInvalid);
+}
+
+// Random overwrites of a nearly full volume move less the more of it is over-provisioned.
+TEST_F(Space, OverProvisioningSavesMoving) {
+  double moved_before = 0;
+  for (const uint32_t percent : {4U, 20U}) {
+    VolumeOptions options = small_options(3);
+    options.device_blocks = 16'384 + 40;
+    options.format.over_provision_percent = percent;
+    mount(3, options);
+    while (report().available_blocks > report().total_blocks / 12) {  // short extents take nodes
+      ASSERT_TRUE(create("f" + std::to_string(serial++), 32));
+    }
+    std::vector<std::string> names;
+    for (const auto& [name, ino] : files) names.push_back(name);
+    const StoreCounters before = volume->fs().store().counters();
+    for (uint64_t written = 0; written < 2 * options.device_blocks;) {
+      const uint64_t n = random.between(1, 8);
+      const auto done = write(names[random.below(names.size())], random.below(24), n);
+      ASSERT_TRUE(done) << describe(done.error());
+      written += n;
+    }
+    const StoreCounters after = volume->fs().store().counters();
+    const double moved =
+        static_cast<double>(after.gc_relocated_bytes - before.gc_relocated_bytes) /
+        static_cast<double>(after.data_bytes - before.data_bytes);
+    std::printf("over-provisioned by %u %%: %.2f bytes moved for each written\n", percent, moved);
+    if (moved_before != 0) {
+      EXPECT_LT(moved, moved_before * 0.6);
+    }
+    moved_before = moved;
+    EXPECT_EQ(volume->verify(true), "");
+    volume.reset();
+  }
+}
+
+}  // namespace
+}  // namespace cofs
