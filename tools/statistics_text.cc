@@ -103,6 +103,7 @@ std::string statistics_text(FileSystem& fs) {
         {"flushes", counters.flushes},
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
+        {"checkpoint_waits", counters.checkpoint_waits},
         {"checksum_failures", counters.checksum_failures}}},
       {"copy", copy_figures(store)},
       {"gc",
@@ -114,6 +115,8 @@ std::string statistics_text(FileSystem& fs) {
         {"segments_freed", counters.gc_segments_freed},
         {"victims", counters.gc_victims},
         {"skipped", counters.gc_skipped},
+        {"waits", counters.gc_waits},
+        {"stalls", counters.gc_stalls},
         {"nodes_cleaned", counters.nodes_cleaned}}},
       {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
       {"write_amplification", std::round(amplification * 1000) / 1000}};
