@@ -19,7 +19,7 @@ namespace {
 constexpr uint64_t kBlock = kBlockBytes;
 constexpr uint64_t kMillisecondNs = 1'000'000;
 constexpr uint64_t kSecondNs = 1'000'000'000;
-constexpr uint64_t kPayNsMax = 100 * kMillisecondNs;  // as in gc_pacing.cc
+constexpr uint64_t kPayNsMax = 50 * kMillisecondNs;  // as in gc_pacing.cc
 constexpr uint64_t kEach = 64;                        // blocks of a file
 
 VolumeOptions paced_options(uint64_t seed) {
