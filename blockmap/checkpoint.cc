@@ -148,6 +148,7 @@ Task<Result<>> Store::Impl::assign_nodes(uint64_t sequence) {
       auto n = co_await assign_chunk(&dirty, done, sequence);
       COFS_CO_TRY(n);
       done += *n;
+      co_await let_others_run(env.executor);
     }
     for (const NodePointer& pointer : tree.take_dropped()) {
       auto dropped = co_await drop_node_image(pointer);

@@ -28,6 +28,7 @@ struct Store::Impl::ChunkCopy {
   std::vector<BlockRange> sources;
   const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
   CopyCounters* counters = nullptr;   // where it counts; null: the users' copies
+  uint64_t slice_blocks = UINT64_MAX;  // copied at once: less leaves the device to others in between
   CopyOutcome outcome;
 
   uint64_t blocks() const { return chunk->payload_blocks; }

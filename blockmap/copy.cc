@@ -205,11 +205,28 @@ Task<Result<std::vector<Store::Impl::ChunkCopy>>> Store::Impl::stage_copy(
   co_return copies;
 }
 
+// Has the copy engine copy the chunk's payload, slice by slice.
+static Task<CopyOutcome> gather_slices(CopyEngine* copier, const Store::Impl::ChunkCopy* copy,
+                                       uint64_t target) {
+  CopyOutcome whole;
+  for (uint64_t done = 0; done < copy->blocks(); done = whole.good_blocks) {
+    const uint64_t count = std::min(copy->blocks() - done, copy->slice_blocks);
+    const std::vector<BlockRange> sources = slice(copy->sources, done, count);
+    CopyOutcome part = co_await copier->gather(sources, target + done, copy->pin, copy->counters);
+    whole.good_blocks += part.good_blocks;
+    for (size_t i = 0; i < kCopyPathCount; i++) whole.blocks[i] += part.blocks[i];
+    whole.result = part.result;
+    whole.target_in_doubt = part.target_in_doubt;
+    if (part.good_blocks < count) break;
+  }
+  co_return whole;
+}
+
 Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
   const ChunkWrite& chunk = *copy->chunk;
   const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
   CopyOutcome& outcome = copy->outcome;
-  outcome = co_await copier.gather(copy->sources, target, copy->pin, copy->counters);
+  outcome = co_await gather_slices(&copier, copy, target);
   if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
     const bool right =
         co_await verify_copy(&copy->sources, target, outcome.good_blocks, copy->rekeyed);

@@ -34,9 +34,10 @@ Task<Result<>> put_moved(Store::Impl* store, uint64_t virtual_block, const VmapV
   co_return Result<>();
 }
 
-// How many moves may be published together: each dirties a leaf, at worst.
+// How many moves may be published together: each dirties a leaf, at worst, and all of them are one step
+// for those who wait to read.
 uint64_t moves_per_transaction(uint64_t dirty_nodes_floor) {
-  return std::clamp<uint64_t>(dirty_nodes_floor / 8, 2, 64);
+  return std::clamp<uint64_t>(dirty_nodes_floor / 8, 2, 16);
 }
 
 // Whether any block of it still lies where it was copied from. Touches all that moving it will need.
@@ -136,6 +137,8 @@ Task<Result<uint64_t>> Store::Impl::gc_publish(const std::vector<VmapMove>* move
       moved_blocks += *moved;
     }
     metadata_debt_bytes += pending_records.size() - records_before;
+    guard.release();
+    co_await let_others_run(env.executor);
   }
   counters.gc_relocated_bytes += bytes_of_blocks(moved_blocks);
   co_return moved_blocks;

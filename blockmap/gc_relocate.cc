@@ -21,6 +21,7 @@ struct GcUnit {
   std::vector<uint32_t> rekeyed;   // the checksums of all blocks, without their key
   size_t next = 0;                 // GcVictim::next and next_done once the unit is done
   uint64_t next_done = 0;
+  bool gentle = false;             // others want the device as well
   std::vector<Store::Impl::ChunkCopy> copies;
   std::vector<VmapMove> moves;     // copied and durable
 
@@ -31,6 +32,8 @@ namespace {
 
 constexpr uint64_t kUnitBlocks = blocks_of_bytes(4ULL << 20);
 constexpr size_t kUnitPieces = 4 * kChunkEntriesPerBlock;
+constexpr uint64_t kGentleBlocks = 128;  // copied at once beside others who want the device
+constexpr uint64_t kLookupsPerStep = 32;  // then others may run
 constexpr size_t kSampleSize = 30;
 constexpr uint64_t kSampleDraws = 8 * kSampleSize;   // at most, to find so many sealed segments
 constexpr uint64_t kSampleAllMax = 4 * kSampleSize;  // segments: of so few all are looked at
@@ -186,6 +189,7 @@ Task<Result<GcStep>> Store::Impl::gc_finish_victim() {
   gc.won_blocks += gc_gain_blocks(geometry.segment_blocks, segment.live_blocks);
   gc.skips.erase(segment.segment);
   gc.victim.reset();
+  gc_release_soon();
   co_return GcStep::kFreed;
 }
 
@@ -196,12 +200,14 @@ Task<Result<>> Store::Impl::gc_collect(GcUnit* unit) {
   const GcVictim& victim = *gc.victim;
   unit->next = victim.next;
   unit->next_done = victim.next_done;
+  uint64_t lookups = 0;
   while (unit->next < victim.ranges.size() && unit->blocks() < kUnitBlocks &&
          unit->pieces.size() < kUnitPieces) {
     const GcRange& range = victim.ranges[unit->next];
     const uint64_t end = range.virtual_block + range.count;
     auto found = co_await find_vmap(tree, geometry, range.virtual_block + unit->next_done, end);
     COFS_CO_TRY(found);
+    if (++lookups % kLookupsPerStep == 0) co_await let_others_run(env.executor);
     if (!found->has_value()) {
       unit->next++;
       unit->next_done = 0;
@@ -264,6 +270,7 @@ Task<Result<>> Store::Impl::gc_stage(GcUnit* unit) {
     copy.chunk = begin_staged_chunk(unit->stream);
     copy.rekeyed = unit->rekeyed.data() + blocks_done;
     copy.counters = &gc.copies;
+    if (unit->gentle) copy.slice_blocks = kGentleBlocks;
     ChunkWrite& chunk = *copy.chunk;
     while (index < unit->pieces.size() && chunk.entries.size() < entries &&
            chunk.payload_blocks < room_here) {
@@ -302,6 +309,7 @@ Task<Result<GcStep>> Store::Impl::gc_copy(GcUnit* unit) {
   for (ChunkCopy& copy : unit->copies) {
     group.add();
     spawn(env.executor, copy_chunk(&copy, &group));
+    if (unit->gentle) co_await group.wait();
   }
   co_await group.wait();
   Result<> failure;
@@ -342,6 +350,7 @@ Task<Result<GcStep>> Store::Impl::gc_copy(GcUnit* unit) {
     flushed_ordinal = std::max(flushed_ordinal, ordinal);
     auto published = co_await gc_publish(&unit->moves);
     COFS_CO_TRY(published);
+    gc.paid_256 += copied * 256 * 256 / gc.moves_per_won_256;
   }
   if (copied == unit->blocks()) {
     gc.victim->next = unit->next;
@@ -376,6 +385,7 @@ Task<Result<GcStep>> Store::Impl::gc_work(GcUrgency urgency) {
     gc.victim.reset();  // its users have emptied it
     co_return GcStep::kMoved;
   }
+  unit.gentle = urgency == GcUrgency::kPaced;
   unit.stream = is_gc_stream(gc.victim->segment.stream) ? ondisk::Stream::kGcCold
                                                         : ondisk::Stream::kGcWarm;
   auto collected = co_await gc_collect(&unit);

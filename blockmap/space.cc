@@ -158,31 +158,28 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
     auto done = co_await commit();
     COFS_CO_TRY(done);
   }
-  if (space_class == SpaceClass::kUser) {
-    auto paid = co_await store.gc_pay(cost.data_blocks);
-    COFS_CO_TRY(paid);
-  }
   const uint64_t blocks = blocks_of_cost(cost);
-  uint64_t collections = store.gc_on() ? 2 * store.geometry.segment_count : 0;
-  for (int attempt = 0;; attempt++) {
+  const uint64_t collections_max = store.gc_on() ? 2 * store.geometry.segment_count : 0;
+  uint64_t collections = 0;
+  bool gains = collections_max != 0;
+  for (int attempt = 0;;) {
     if (store.available(space_class) >= blocks) {
       store.ledger.outstanding += blocks;
       co_return Reservation(&store.ledger, blocks);
+    }
+    // Where only over-provisioning is in the way, moving wins nothing.
+    if (gains && store.room(space_class) < static_cast<int64_t>(blocks)) {
+      if (collections++ == 0) store.counters.gc_stalls++;
+      auto more = co_await store.gc_make_room(blocks, space_class);
+      COFS_CO_TRY(more);
+      gains = *more && collections < collections_max;
+      continue;
     }
     const bool may_gain = store.segments.held_count() != 0 || store.tree.dirty_nodes() != 0 ||
                           store.ledger.outstanding != 0 ||
                           store.segments.usable_count() + store.segments.held_count() <
                               store.segments.free_count();
-    // Where only over-provisioning is in the way, moving wins nothing.
-    const bool scarce = store.room(space_class) < static_cast<int64_t>(blocks);
-    if (scarce && collections != 0 && (attempt > 0 || !may_gain)) {
-      auto more = co_await store.gc_make_room(blocks, space_class);
-      COFS_CO_TRY(more);
-      collections = *more ? collections - 1 : 0;
-      if (*more) attempt = 0;
-      continue;
-    }
-    if (attempt >= kRoomAttempts || !may_gain) co_return fail(Code::kNoSpace, "the volume is full");
+    if (attempt++ >= kRoomAttempts || !may_gain) co_return fail(Code::kNoSpace, "the volume is full");
     auto done = co_await checkpoint();
     COFS_CO_TRY(done);
     co_await store.wait_for_readers();

@@ -275,6 +275,9 @@ struct StoreCounters {
   uint64_t gc_victims = 0;          // segments that garbage collection chose …
   uint64_t gc_segments_freed = 0;   // … and emptied
   uint64_t gc_skipped = 0;          // segments that could not be emptied, each time
+  uint64_t gc_waits = 0;            // writers that waited for their share of it
+  uint64_t gc_stalls = 0;           // reservations that found no room at first
+  uint64_t checkpoint_waits = 0;    // requests that waited for a checkpoint: too many dirty nodes, or log
   uint64_t gc_relocated_bytes = 0;  // that have a new place
   uint64_t gc_device_bytes = 0;     // copied for it: by the device or the host's filesystem
   uint64_t gc_host_bytes = 0;       // … and by reading and writing
@@ -350,6 +353,9 @@ class Store {
 
   // --- Changing ---
   uint64_t allocate_inode();  // a number never handed out before
+  // For a writer that is going to reserve so much, before it takes locks: where room gets scarce it waits
+  // for its share of garbage collection, a tenth of a second at most.
+  Task<> pace(uint64_t data_blocks);
   // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
   Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class);
   // Reserves and takes the apply lock. Errors: kNoSpace, kReadOnly, kShutdown.

@@ -127,8 +127,12 @@ struct GcState {
   std::map<uint64_t, GcSkip> skips;  // by segment
   CopyCounters copies;               // apart from the users' copies
   uint64_t won_blocks = 0;           // by all victims that were emptied, as it was reckoned
-  // Pacing.
-  uint64_t debt_blocks = 0;     // to be won for what was written
+  // Pacing. What is owed and what is paid only grow, but that the most recent debt may be forgotten.
+  uint64_t owed_256 = 0;  // blocks to be won for what was written, in 256ths
+  uint64_t paid_256 = 0;  // blocks won
+  std::multimap<uint64_t, TimerRequest*> payers;  // who waits for paid_256 to come so far
+  bool working = false;    // gc_work_off() runs
+  bool releasing = false;  // a commit of gc_release_soon() runs
   uint64_t moves_per_won_256 = 256;  // of the last victim
   uint64_t dropped_blocks = 0;  // that died since the store was opened
   std::array<uint64_t, 3> nothing_at{};  // by urgency: 1 + dropped_blocks when nothing gained
@@ -136,6 +140,10 @@ struct GcState {
   TimerRequest timer;
   bool asleep = false;
 };
+
+// co_await it in long work: everything else that can run goes first, and what was collected of replies
+// and I/O goes out.
+inline auto let_others_run(Executor& executor) { return outside(executor, [] {}); }
 
 struct PhysicalSource;  // copy.cc: blocks to be copied
 
@@ -331,9 +339,17 @@ struct Store::Impl {
   uint64_t data_segments() const;
   uint64_t gc_winnable_blocks() const;
   int64_t gc_stream_room() const;
-  bool gc_room_below(uint64_t share) const;
+  uint64_t volume_blocks() const;
+  int64_t gc_room() const;
+  uint64_t gc_owed_per_block_256() const;
   Task<Result<>> keep_bounds();
-  Task<Result<>> gc_pay(uint64_t data_blocks);
+  void gc_wake_payers();
+  void gc_forgive();
+  void gc_start_work();
+  Task<> gc_work_off();
+  bool gc_release_due() const;
+  void gc_release_soon();
+  Task<Result<>> gc_release_held();
   Task<Result<bool>> gc_make_room(uint64_t blocks, SpaceClass space_class);
   Task<> gc_background();
   void kick_gc();

@@ -198,6 +198,7 @@ Task<> Files::Impl::copy_batch(CopyBatch* batch) {
   const Cost cost =
       data_cost(batch->data_blocks, batch->pieces.size() + segments +
                                         batch->data_blocks / ondisk::kVmapBlocksMax + 4);
+  co_await store.pace(batch->data_blocks);
   auto space = co_await store.reserve(cost, SpaceClass::kUser);
   if (space) {
     batch->space = std::move(*space);

@@ -139,6 +139,8 @@ Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, bool kill
   auto room = co_await impl_->throttle();
   COFS_CO_TRY(room);
   Inode& file = **inode;
+  // Before the lock: nobody who reads the file waits for what a writer owes.
+  co_await impl_->store.pace(data.length == 0 ? 0 : impl_->write_deficit(file, data, 0));
   SharedMutex::Guard guard = co_await file.lock.lock_exclusive();
   const bool appends = append || data.offset >= file.size;
   auto allowed = Impl::check_changeable(file, appends);

@@ -223,6 +223,29 @@ TEST(GcMove, ReplayChecksTheRecord) {
   EXPECT_TRUE(refused([](auto& r) { r.from_physical = 0; }));
 }
 
+// A log segment that a checkpoint under way has given up is none before that checkpoint is durable: until then
+// recovery reads it.
+TEST(GcVictim, ALogSegmentOnlyAfterItsCheckpoint) {
+  Inside inside(4);
+  SegmentState log;
+  log.state = ondisk::SegmentState::kSealed;
+  log.stream = ondisk::Stream::kLog;
+  log.live_blocks = 5;
+  SegmentState data = log;
+  data.stream = ondisk::Stream::kData;
+  inside.store->checkpoint_sequence = inside.store->volume.sequence;
+  EXPECT_TRUE(inside.store->gc_may_take(7, log));
+  EXPECT_TRUE(inside.store->gc_may_take(7, data));
+  inside.store->checkpoint_sequence++;  // frozen, not written yet
+  EXPECT_FALSE(inside.store->gc_may_take(7, log));
+  EXPECT_TRUE(inside.store->gc_may_take(7, data));
+  inside.store->volume.sequence++;
+  EXPECT_TRUE(inside.store->gc_may_take(7, log));
+  // Nor while the log's chain has it.
+  inside.store->segments.pin(7);
+  EXPECT_FALSE(inside.store->gc_may_take(7, log));
+}
+
 TEST(GcSummary, AFooterIsBelievedOnlyWhole) {
   Inside inside(3);
   const Geometry& geometry = inside.geometry;
