@@ -81,7 +81,7 @@ Task<Result<>> Store::Impl::keep_bounds() {
     COFS_CO_TRY(done);
   }
   // Before that: the next one who comes here should not have to wait.
-  if (tree.dirty_nodes() * 2 > dirty_nodes_max && !checkpointing) kick_background();
+  if (tree.dirty_nodes() * 2 > dirty_nodes_limit() && !checkpointing) kick_background();
   co_return Result<>();
 }
 

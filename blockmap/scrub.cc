@@ -255,7 +255,7 @@ Task<Result<>> Scrubber::judge_node(const BTree::PathNode* node, const Result<>*
 // Makes a node dirty, so that the next checkpoint writes all its copies: from its good copy, or from memory.
 Task<Result<bool>> Scrubber::repair_node(const BTree::PathNode* node) {
   if (store_.options.read_only) co_return false;
-  if (repairs_pending_ * 4 >= store_.dirty_nodes_max) {
+  if (repairs_pending_ * 4 >= store_.dirty_nodes_limit()) {
     auto finished = co_await finish_repairs();
     COFS_CO_TRY(finished);
   }
