@@ -207,8 +207,9 @@ int scrub_command(const Invocation& invocation) {
       "command (^C) ends the waiting only: the scrub goes on until --cancel or the unmount. Exit codes: 0 "
       "clean, 1 all repaired, 4 errors left, 8 not run, or not to its end.");
   app.add_option("DIR", arguments.directory, "any file or directory on the mount")->required();
-  app.add_flag("--wait", wait, "follow it to its end (the default)");
-  auto* background = app.add_flag("--background", arguments.background, "only start it");
+  auto* follow = app.add_flag("--wait", wait, "follow it to its end (the default)");
+  auto* background =
+      app.add_flag("--background", arguments.background, "only start it")->excludes(follow);
   auto* rate = add_size_option(app, "--rate", arguments.rate,
                                "bytes to read per second, at most, such as 50M (default: as fast as it goes "
                                "while nobody else wants anything, a quarter of the time otherwise)");

@@ -22,6 +22,7 @@ NODE_BYTES = 8192
 NOBODY = 65_534
 EXIT_CLEAN, EXIT_REPAIRED, EXIT_ERRORS, EXIT_NOT_RUN = 0, 1, 4, 8
 UMOUNT_SECONDS_MAX = 10
+JOB_SECONDS_MAX = 60
 
 
 def cofs_json(*arguments, expect=0):
@@ -30,6 +31,13 @@ def cofs_json(*arguments, expect=0):
 
 def scrub(volume, expect, *options):
     return cofs_json("scrub", *options, volume.mount_point, expect=expect)
+
+
+def wait_for_state(volume, name, is_it):
+    deadline = time.monotonic() + JOB_SECONDS_MAX
+    while not is_it(state := cofs_json(name, "--status", volume.mount_point, expect=None)["state"]):
+        h.check(time.monotonic() < deadline, f"cofs {name} stays {state}")
+        time.sleep(0.02)
 
 
 def on_terminal(*arguments, expect=0):
@@ -137,10 +145,7 @@ def collect(space, volume):
     h.check(cofs_json("gc", volume.mount_point)["state"] == "running", "gc without --wait")
     for wrong in (["--until-free", "0"], ["--until-free", "101"], ["--status", "--cancel"]):
         h.run_command(h.command(), "gc", *wrong, volume.mount_point, expect=1)
-    deadline = time.monotonic() + 60
-    while cofs_json("gc", "--status", volume.mount_point)["state"] == "running":
-        h.check(time.monotonic() < deadline, "the collection does not end")
-        time.sleep(0.05)
+    wait_for_state(volume, "gc", lambda state: state != "running")
     h.check("none is running" in h.run_command(h.command(), "gc", "--cancel", volume.mount_point, expect=1),
             "gc --cancel with nothing to cancel")
     check_contents(contents)
@@ -205,13 +210,11 @@ def watch_and_end(volume):
     h.check("scrub done: clean" in shown, f"no summary was shown: {shown!r}")
     silent = h.run_command(h.command(), "scrub", volume.mount_point)
     h.check("\r" not in silent and silent.count("\n") == 1, f"progress without a terminal: {silent!r}")
+    h.run_command(h.command(), "scrub", "--background", "--wait", volume.mount_point, expect=EXIT_NOT_RUN)
     # A slow one: others are refused, ^C ends the waiting, --cancel the scrub.
     waiting = subprocess.Popen([h.command(), "scrub", "--rate", "4K", str(volume.mount_point)],
                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while cofs_json("scrub", "--status", volume.mount_point, expect=None)["state"] != "running":
-        h.check(time.monotonic() < deadline, "the scrub does not start")
-        time.sleep(0.02)
+    wait_for_state(volume, "scrub", lambda state: state == "running")
     busy = h.run_command(h.command(), "scrub", volume.mount_point, expect=EXIT_NOT_RUN)
     h.check("running already" in busy, f"a second scrub: {busy}")
     waiting.send_signal(signal.SIGINT)
@@ -219,12 +222,13 @@ def watch_and_end(volume):
     h.check(waiting.returncode == EXIT_NOT_RUN and "interrupted" in complaint, f"{waiting.returncode} {complaint}")
     h.check(scrub(volume, None, "--status")["state"] == "running", "^C ended the scrub")
     h.run_command(h.command(), "scrub", "--cancel", volume.mount_point)
-    deadline = time.monotonic() + 30
-    while scrub(volume, None, "--status")["state"] == "running":
-        h.check(time.monotonic() < deadline, "the scrub does not end")
-        time.sleep(0.02)
+    wait_for_state(volume, "scrub", lambda state: state != "running")
     ended = scrub(volume, EXIT_NOT_RUN, "--status")
     h.check(ended["state"] == "cancelled" and ended["result"] == "incomplete", f"scrub --status: {ended}")
+    started = scrub(volume, EXIT_CLEAN, "--background", "--rate", "4K")
+    h.check(started["state"] == "running" and started["number"] == ended["number"] + 1, f"--background: {started}")
+    h.run_command(h.command(), "scrub", "--cancel", volume.mount_point)
+    wait_for_state(volume, "scrub", lambda state: state != "running")
 
 
 def refuse_others(space, volume):
