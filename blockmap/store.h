@@ -61,7 +61,7 @@ enum class GcMode : uint8_t {
 // How much a call of Store::collect_garbage() is to do.
 struct GcRequest {
   uint64_t victims_max = UINT64_MAX;
-  bool urgent = true;  // take the emptiest of all; else: as when writers pay for room
+  bool urgent = true;  // as when a writer waits for room; else: as when writers pay for it
   GcRequest() = default;
 };
 struct GcReport {
