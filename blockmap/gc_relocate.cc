@@ -34,25 +34,12 @@ constexpr uint64_t kUnitBlocks = blocks_of_bytes(4ULL << 20);
 constexpr size_t kUnitPieces = 4 * kChunkEntriesPerBlock;
 constexpr uint64_t kGentleBlocks = 128;  // copied at once beside others who want the device
 constexpr uint64_t kLookupsPerStep = 32;  // then others may run
-constexpr size_t kSampleSize = 30;
-constexpr uint64_t kSampleDraws = 8 * kSampleSize;   // at most, to find so many sealed segments
-constexpr uint64_t kSampleAllMax = 4 * kSampleSize;  // segments: of so few all are looked at
 constexpr int kDoubtsMax = 3;
 constexpr uint64_t kSkipNs = 60'000'000'000;
 constexpr uint32_t kSkipDoublings = 6;
 
 bool is_gc_stream(ondisk::Stream stream) {
   return stream == ondisk::Stream::kGcWarm || stream == ondisk::Stream::kGcCold;
-}
-
-GcCandidate candidate_of(uint64_t segment, const SegmentState& state) {
-  GcCandidate candidate;
-  candidate.segment = segment;
-  candidate.generation = state.generation;
-  candidate.live_blocks = state.live_blocks;
-  candidate.stream = state.stream;
-  candidate.age = state.age;
-  return candidate;
 }
 
 // Adds blocks that live to the unit; neighbours become one piece.
@@ -80,42 +67,12 @@ void add_piece(GcUnit* unit, const VmapPiece& piece, uint64_t count, uint64_t vo
 // --- Victims -----------------------------------------------------------------------------------
 
 bool Store::Impl::gc_may_take(uint64_t segment, const SegmentState& state) const {
-  const bool node_stream = state.stream == ondisk::Stream::kMeta ||
-                           state.stream == ondisk::Stream::kMetaMirror;
-  if (state.state != ondisk::SegmentState::kSealed || node_stream || state.live_blocks == 0 ||
-      segments.is_pinned(segment)) {
-    return false;
-  }
+  if (segments.is_pinned(segment)) return false;
   // What was written last into a log segment is surely there once the checkpoint that released it is.
   if (state.stream == ondisk::Stream::kLog && volume.sequence != checkpoint_sequence) return false;
   const auto skip = gc.skips.find(segment);
   return skip == gc.skips.end() || skip->second.generation != state.generation ||
          skip->second.until_ns <= env.clock.monotonic_ns();
-}
-
-Task<Result<std::vector<GcCandidate>>> Store::Impl::gc_candidates(bool all) {
-  std::vector<GcCandidate> candidates;
-  if (all || geometry.segment_count <= kSampleAllMax) {
-    uint64_t cursor = 0;
-    auto visited = co_await segments.visit_some(
-        cursor, UINT64_MAX, [&](uint64_t segment, const SegmentState& state) {
-          if (gc_may_take(segment, state)) candidates.push_back(candidate_of(segment, state));
-          const auto skip = gc.skips.find(segment);
-          if (skip != gc.skips.end() && skip->second.generation != state.generation) {
-            gc.skips.erase(skip);  // it became free otherwise
-          }
-        });
-    COFS_CO_TRY(visited);
-    co_return candidates;
-  }
-  for (uint64_t n = 0; n < kSampleDraws && candidates.size() < kSampleSize; n++) {
-    const uint64_t segment = env.random.next() % geometry.segment_count;
-    if (segment == geometry.reserved_segment()) continue;
-    auto state = co_await segments.load(segment);
-    COFS_CO_TRY(state);
-    if (gc_may_take(segment, **state)) candidates.push_back(candidate_of(segment, **state));
-  }
-  co_return candidates;
 }
 
 // Chooses a victim and reads what it holds. False: none gains.
@@ -127,24 +84,21 @@ Task<Result<bool>> Store::Impl::gc_take_victim(GcUrgency urgency) {
       dropped + 1 - nothing_at < gc_gain_min(geometry.segment_blocks, urgency)) {
     co_return false;  // nothing has changed since
   }
-  std::optional<size_t> choice;
-  std::vector<GcCandidate> candidates;
-  for (const bool all : {false, true}) {
-    if (urgency == GcUrgency::kUrgent && !all) continue;
-    auto found = co_await gc_candidates(all);
-    COFS_CO_TRY(found);
-    candidates = std::move(*found);
-    choice = choose_gc_victim(candidates, geometry.segment_blocks, next_virtual, urgency);
-    if (choice) break;
-  }
-  nothing_at = choice ? 0 : dropped + 1;
-  if (!choice) co_return false;
+  const GcVictims::MayTake may_take = [this](uint64_t segment, const SegmentState& state) {
+    return gc_may_take(segment, state);
+  };
+  auto choice = co_await gc_victims.choose(urgency, next_virtual, &may_take);
+  COFS_CO_TRY(choice);
+  nothing_at = choice->has_value() ? 0 : dropped + 1;
+  if (!choice->has_value()) co_return false;
   counters.gc_victims++;
   gc.victim.emplace();
-  gc.victim->segment = candidates[*choice];
+  gc.victim->segment = **choice;
   gc.moves_per_won_256 =
       gc_moves_per_won_256(geometry.segment_blocks, gc.victim->segment.live_blocks);
   const GcCandidate& segment = gc.victim->segment;
+  // Its last chunks and its footer may still be under way, if it was sealed a moment ago.
+  co_await wait_for_writes(write_ordinal);
   auto entries = co_await read_summary(segment.segment, segment.generation);
   if (!entries) {
     gc_skip("what it holds can not be read: " + describe(entries.error()));

@@ -65,18 +65,23 @@ uint64_t SegmentTable::group_count() const {
   return (geometry_.segment_count + ondisk::kSegmentGroup - 1) / ondisk::kSegmentGroup;
 }
 
-Task<Result<SegmentTable::Group*>> SegmentTable::load_group(uint64_t group) {
-  if (auto found = groups_.find(group); found != groups_.end()) co_return &found->second;
+Task<Result<SegmentTable::Group>> SegmentTable::read_group(uint64_t group) {
   auto value = co_await tree_.get(Key::segment_group(group));
   COFS_CO_TRY(value);
-  if (auto found = groups_.find(group); found != groups_.end()) co_return &found->second;
   Group loaded;
   if (value->has_value()) {
     auto segments = parse_segment_group(**value, geometry_);
     COFS_CO_TRY(segments);
     loaded.segments = *segments;
   }
-  co_return &groups_.emplace(group, loaded).first->second;
+  co_return loaded;
+}
+
+Task<Result<SegmentTable::Group*>> SegmentTable::load_group(uint64_t group) {
+  if (auto found = groups_.find(group); found != groups_.end()) co_return &found->second;
+  auto loaded = co_await read_group(group);
+  COFS_CO_TRY(loaded);
+  co_return &groups_.try_emplace(group, *loaded).first->second;  // somebody else may have been first
 }
 
 Task<Result<SegmentState*>> SegmentTable::load(uint64_t segment) {
@@ -209,6 +214,7 @@ void SegmentTable::mark_free(uint64_t segment, SegmentState& state, Hold hold) {
   freed_total_++;
   held_[segment] = hold;
   groups_.at(segment / ondisk::kSegmentGroup).dirty = true;
+  observer_(segment, state);
 }
 
 Task<Result<>> SegmentTable::seal(uint64_t segment, uint64_t age, Hold hold) {
@@ -219,7 +225,11 @@ Task<Result<>> SegmentTable::seal(uint64_t segment, uint64_t age, Hold hold) {
   state.state = ondisk::SegmentState::kSealed;
   state.age = age;
   groups_.at(segment / ondisk::kSegmentGroup).dirty = true;
-  if (state.live_blocks == 0 && !pins_.contains(segment)) mark_free(segment, state, hold);
+  if (state.live_blocks == 0 && !pins_.contains(segment)) {
+    mark_free(segment, state, hold);
+  } else {
+    observer_(segment, state);
+  }
   co_return Result<>();
 }
 
@@ -234,8 +244,11 @@ Task<Result<>> SegmentTable::add_live(uint64_t segment, int64_t blocks, Hold hol
   }
   state.live_blocks = static_cast<uint32_t>(live);
   groups_.at(segment / ondisk::kSegmentGroup).dirty = true;
-  if (live == 0 && state.state == ondisk::SegmentState::kSealed && !pins_.contains(segment)) {
+  if (state.state != ondisk::SegmentState::kSealed) co_return Result<>();
+  if (live == 0 && !pins_.contains(segment)) {
     mark_free(segment, state, hold);
+  } else {
+    observer_(segment, state);
   }
   co_return Result<>();
 }
@@ -303,10 +316,16 @@ Task<Result<>> SegmentTable::visit_some(
     const std::function<void(uint64_t, const SegmentState&)>& visit) {
   for (uint64_t n = 0; n < std::min(groups, group_count()); n++) {
     const uint64_t number = cursor_group % group_count();
-    auto group = co_await load_group(number);
-    COFS_CO_TRY(group);
+    Group read;
+    if (!groups_.contains(number)) {
+      auto group = co_await read_group(number);
+      COFS_CO_TRY(group);
+      read = *group;
+    }
+    const auto resident = groups_.find(number);  // perhaps since a moment ago
+    const Group& group = resident != groups_.end() ? resident->second : read;
     for (uint32_t i = 0; i < ondisk::kSegmentGroup; i++) {
-      visit(number * ondisk::kSegmentGroup + i, (*group)->segments[i]);
+      visit(number * ondisk::kSegmentGroup + i, group.segments[i]);
     }
     cursor_group = number + 1;
   }

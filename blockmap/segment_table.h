@@ -28,7 +28,7 @@ struct SegmentState {
   uint32_t live_blocks = 0;
   ondisk::SegmentState state = ondisk::SegmentState::kFree;
   ondisk::Stream stream = ondisk::Stream::kLog;
-  uint64_t age = 0;
+  uint64_t age = 0;  // the next virtual block when it was sealed; while it is open, when it was opened
 };
 
 // What must be durable before a freed segment may be written again.
@@ -51,6 +51,12 @@ class SegmentTable {
   SegmentTable(const Geometry& geometry, BTree& tree);
 
   void set_counts(uint64_t free_segments, uint64_t node_segments);
+
+  // Called with each segment that was sealed or freed, and whenever the live blocks of a sealed one change.
+  // Must not call the table.
+  void set_observer(std::function<void(uint64_t, const SegmentState&)> observer) {
+    observer_ = std::move(observer);
+  }
 
   // The segment's state; the pointer is valid until the next wait. Errors: kCorrupt, kIo.
   Task<Result<SegmentState*>> load(uint64_t segment);
@@ -88,7 +94,7 @@ class SegmentTable {
   // Puts all changed groups into the tree. True if any was changed.
   Task<Result<bool>> flush_groups();
 
-  // Visits up to `groups` groups after the cursor; for finding sparse node segments.
+  // Visits up to `groups` groups after the cursor; what has to be read for that is not kept in memory.
   Task<Result<>> visit_some(uint64_t& cursor_group, uint64_t groups,
                             const std::function<void(uint64_t, const SegmentState&)>& visit);
   // Forgets unchanged groups beyond a bound.
@@ -114,6 +120,7 @@ class SegmentTable {
     Hold hold;
   };
   Task<Result<Group*>> load_group(uint64_t group);
+  Task<Result<Group>> read_group(uint64_t group);
   Task<Result<uint64_t>> find_free();
   uint64_t group_count() const;
   void mark_free(uint64_t segment, SegmentState& state, Hold hold);
@@ -122,6 +129,7 @@ class SegmentTable {
 
   const Geometry& geometry_;
   BTree& tree_;
+  std::function<void(uint64_t, const SegmentState&)> observer_ = [](uint64_t, const SegmentState&) {};
   std::unordered_map<uint64_t, Group> groups_;
   std::set<uint64_t> usable_;  // known free and unheld, lowest first
   uint64_t scan_group_ = 0;

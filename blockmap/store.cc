@@ -28,6 +28,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       nodes(env, geometry, counters),
       tree(nodes, env.buffers, tree_options(geometry, options), state.root, state.root_level),
       segments(geometry, tree),
+      gc_victims(geometry, segments, env.random),
       copier(env.device, env.executor, env.clock, env.buffers, env.journal, options.copy),
       apply_lock(env.executor),
       commit_done(env.executor),
@@ -37,6 +38,10 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       task_done(env.executor),
       gc(env.executor) {
   segments.set_counts(state.free_segments, state.node_segments);
+  segments.set_observer([this](uint64_t segment, const SegmentState& segment_state) {
+    gc_victims.note(segment, segment_state);
+    if (segment_state.state == ondisk::SegmentState::kFree) gc.skips.erase(segment);
+  });
   next_virtual = state.next_virtual;
   next_inode = state.next_inode;
   inode_count = state.inode_count;

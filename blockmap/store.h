@@ -78,7 +78,7 @@ struct GcReport {
 // How much it is to do.
 struct GcRequest {
   uint64_t victims_max = UINT64_MAX;
-  bool urgent = true;  // take the emptiest of all; else: as when writers pay for room
+  bool urgent = true;  // as when a writer waits for room; else: as when writers pay for it
   std::function<bool(const GcReport&)> proceed;  // asked before each unit of work; may be empty
   GcRequest() = default;
 };

@@ -1,9 +1,9 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
 // mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
 // chain), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
-// scrub*.cc, store.cc, and
-// garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
-// (its new places), gc_pacing.cc (when), gc_request.cc (because somebody asked).
+// scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
+// gc_relocate.cc (moving it), gc_publish.cc (its new places), gc_pacing.cc (when), gc_request.cc (because somebody
+// asked).
 //
 // Everything that changes runs under apply_lock. See docs/CRASH.md for the order of writes.
 #pragma once
@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "blockmap/chunk.h"
-#include "blockmap/gc_policy.h"
+#include "blockmap/gc_victims.h"
 #include "blockmap/node_source.h"
 #include "blockmap/records.h"
 #include "blockmap/reserves.h"
@@ -202,6 +202,7 @@ struct Store::Impl {
   NodeSource nodes;
   BTree tree;
   SegmentTable segments;
+  GcVictims gc_victims;
   CopyEngine copier;
   CommitClient* client = nullptr;
   Store* store = nullptr;
@@ -324,7 +325,6 @@ struct Store::Impl {
   Task<Result<GcStep>> gc_step(GcUrgency urgency);
   Task<Result<GcStep>> gc_work(GcUrgency urgency);
   Task<Result<bool>> gc_take_victim(GcUrgency urgency);
-  Task<Result<std::vector<GcCandidate>>> gc_candidates(bool all);
   bool gc_may_take(uint64_t segment, const SegmentState& state) const;
   Task<Result<>> gc_collect(GcUnit* unit);
   bool gc_has_room(const GcUnit& unit) const;

@@ -53,6 +53,8 @@ def module_of(path):
         return "cofs_fuse"
     if path.startswith("fs/"):
         return "cofs_fs"
+    if path.startswith("tools/gcsim/"):
+        return "cofs_gcsim"
     if path.startswith("tests/testing/"):
         return "cofs_testing"
     return {"tools": "cofs", "tests": "tests"}.get(path.split("/")[0])
@@ -90,7 +92,7 @@ def declared_links():
 
 
 # Only one direction: later may include earlier.
-ORDER = ["interface", "cofs_base", "cofs_offload", "cofs_blockmap", "cofs_fs", "cofs_fuse", "cofs", "cofs_testing",
+ORDER = ["interface", "cofs_base", "cofs_offload", "cofs_blockmap", "cofs_gcsim", "cofs_fs", "cofs_fuse", "cofs", "cofs_testing",
          "tests"]
 
 

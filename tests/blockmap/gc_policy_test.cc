@@ -32,30 +32,62 @@ TEST(GcPolicy, CostsMoreThanWhatLivesAndRises) {
   }
 }
 
+// The segment that is chosen.
+std::optional<uint64_t> choose(const std::vector<GcCandidate>& candidates, uint64_t next_virtual,
+                               GcUrgency urgency) {
+  GcChoice choice(256, next_virtual, urgency);
+  for (const GcCandidate& each : candidates) choice.consider(each);
+  if (!choice.best()) return std::nullopt;
+  return choice.best()->segment;
+}
+
+constexpr GcUrgency kUrgencies[] = {GcUrgency::kIdle, GcUrgency::kPaced, GcUrgency::kUrgent};
+
 TEST(GcPolicy, AVictimMustGain) {
   const std::vector<GcCandidate> full = {candidate(1, 255, 0), candidate(2, 256, 0)};
-  for (const GcUrgency urgency : {GcUrgency::kIdle, GcUrgency::kPaced, GcUrgency::kUrgent}) {
-    EXPECT_FALSE(choose_gc_victim(full, 256, 1'000'000, urgency));
+  for (const GcUrgency urgency : kUrgencies) {
+    EXPECT_FALSE(choose(full, 1'000'000, urgency));
+    EXPECT_FALSE(choose({}, 1, urgency));
+    for (const uint32_t blocks : {16U, 64U, 256U, 16384U}) {
+      const uint32_t most = gc_live_max(blocks, urgency);
+      ASSERT_GT(most, 0U);
+      EXPECT_GE(gc_gain_blocks(blocks, most), gc_gain_min(blocks, urgency));
+      EXPECT_LT(gc_gain_blocks(blocks, most + 1), gc_gain_min(blocks, urgency));
+    }
+    EXPECT_EQ(choose({candidate(3, gc_live_max(256, urgency), 0)}, 9, urgency), 3U);
+    EXPECT_FALSE(choose({candidate(3, gc_live_max(256, urgency) + 1, 0)}, 9, urgency));
   }
-  EXPECT_FALSE(choose_gc_victim({}, 256, 1, GcUrgency::kUrgent));
 }
 
 TEST(GcPolicy, IdleTimeIsForWhatGainsMuch) {
   const std::vector<GcCandidate> some = {candidate(1, 210, 0)};
-  EXPECT_FALSE(choose_gc_victim(some, 256, 1'000'000, GcUrgency::kIdle));
-  EXPECT_EQ(choose_gc_victim(some, 256, 1'000'000, GcUrgency::kPaced), 0U);
-  EXPECT_EQ(choose_gc_victim(some, 256, 1'000'000, GcUrgency::kUrgent), 0U);
+  EXPECT_FALSE(choose(some, 1'000'000, GcUrgency::kIdle));
+  EXPECT_EQ(choose(some, 1'000'000, GcUrgency::kPaced), 1U);
+  EXPECT_EQ(choose(some, 1'000'000, GcUrgency::kUrgent), 1U);
 }
 
 TEST(GcPolicy, ColdSegmentsGoBeforeEmptierHotOnes) {
   const std::vector<GcCandidate> two = {candidate(1, 100, 990'000), candidate(2, 180, 10'000)};
-  EXPECT_EQ(choose_gc_victim(two, 256, 1'000'000, GcUrgency::kPaced), 1U);
-  EXPECT_EQ(choose_gc_victim(two, 256, 1'000'000, GcUrgency::kUrgent), 0U);
+  EXPECT_EQ(choose(two, 1'000'000, GcUrgency::kPaced), 2U);
+  // Who waits takes more that is won at once, unless the ages are worlds apart.
+  EXPECT_EQ(choose(two, 1'000'000, GcUrgency::kUrgent), 2U);
+  const std::vector<GcCandidate> nearer = {candidate(1, 100, 900'000), candidate(2, 180, 10'000)};
+  EXPECT_EQ(choose(nearer, 1'000'000, GcUrgency::kPaced), 2U);
+  EXPECT_EQ(choose(nearer, 1'000'000, GcUrgency::kUrgent), 1U);
+}
+
+TEST(GcPolicy, OfOneAgeTheEmptiestGoes) {
+  for (const GcUrgency urgency : kUrgencies) {
+    for (uint32_t live = 1; live < 150; live++) {
+      const std::vector<GcCandidate> two = {candidate(1, live + 1, 50), candidate(2, live, 50)};
+      ASSERT_EQ(choose(two, 1'000, urgency), 2U);
+    }
+  }
 }
 
 TEST(GcPolicy, AgesOfTheFutureCountAsNone) {
   const std::vector<GcCandidate> odd = {candidate(1, 100, UINT64_MAX), candidate(2, 100, 4)};
-  EXPECT_EQ(choose_gc_victim(odd, 256, 5, GcUrgency::kPaced), 1U);
+  EXPECT_EQ(choose(odd, 5, GcUrgency::kPaced), 2U);
 }
 
 // However the live blocks lie: once nothing gains, there are not more segments than promised.

@@ -5,8 +5,10 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "tests/testing/sim_device.h"
 #include "tests/testing/sim_world.h"
@@ -66,6 +68,7 @@ class Volume {
     options.background = false;
     options.read_only = read_only;
     options.cache_bytes = 65536;
+    options.gc = gc;
     auto opened = world.run(Store::open(*env, options));
     if (!opened) return fail(opened.error());
     store = std::move(*opened);
@@ -258,6 +261,7 @@ class Volume {
   std::unique_ptr<SimDevice> device;
   std::unique_ptr<Environment> env;
   std::unique_ptr<Store> store;
+  GcMode gc = GcMode::kOff;
   Model model;
   std::vector<Model> history = {Model()};
   size_t durable = 0;  // index into history: at least this state is durable
@@ -383,6 +387,141 @@ TEST(StoreTest, ReplaysSegmentsThatWereUsedAgain) {
     ASSERT_TRUE(opened) << describe(opened.error());
     after.expect_equals(volume.model);
     after.expect_verified();
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+// What the tree says of each segment, by number and generation.
+using SegmentsSeen = std::map<std::pair<uint64_t, uint32_t>, ondisk::SegmentInfo>;
+
+SegmentsSeen segments_of(Volume& volume) {
+  EXPECT_TRUE(volume.world.run(volume.store->checkpoint()));
+  SegmentsSeen seen;
+  const auto scanned = volume.world.run(volume.store->scan(
+      Key::segment_group(0), Key::segment_group(UINT64_MAX), UINT64_MAX,
+      [&](const Key& key, Bytes value) {
+        std::array<ondisk::SegmentInfo, ondisk::kSegmentGroup> group;
+        EXPECT_EQ(value.size(), sizeof(group));
+        std::memcpy(group.data(), value.data(), sizeof(group));
+        for (uint32_t i = 0; i < ondisk::kSegmentGroup; i++) {
+          if (group[i].state != static_cast<uint8_t>(ondisk::SegmentState::kSealed)) continue;
+          seen[{key.id * ondisk::kSegmentGroup + i, group[i].generation}] = group[i];
+        }
+        return true;
+      }));
+  EXPECT_TRUE(scanned);
+  return seen;
+}
+
+uint64_t count_stream(const SegmentsSeen& seen, ondisk::Stream stream) {
+  uint64_t count = 0;
+  for (const auto& [place, info] : seen) count += info.stream == static_cast<uint8_t>(stream);
+  return count;
+}
+
+uint64_t newest_age(const SegmentsSeen& seen) {
+  uint64_t newest = 0;
+  for (const auto& [place, info] : seen) newest = std::max<uint64_t>(newest, info.age);
+  return newest;
+}
+
+// Those that are still there have the age that they had; returns how many there are.
+uint64_t expect_same_ages(const SegmentsSeen& before, const SegmentsSeen& after) {
+  uint64_t same = 0;
+  for (const auto& [place, info] : before) {
+    const auto found = after.find(place);
+    if (found == after.end()) continue;
+    EXPECT_EQ(uint64_t{found->second.age}, uint64_t{info.age}) << place.first;
+    same++;
+  }
+  return same;
+}
+
+// A segment's age is the moment when it was sealed, through remounts, crashes and collections; survivors
+// go to the warm stream, survivors of survivors to the cold one.
+TEST(StoreTest, SegmentsKeepTheirAges) {
+  for (uint64_t seed = 1; seed <= 6; seed++) {
+    SCOPED_TRACE(seed);
+    Volume volume(seed, SimImage(16384));
+    volume.gc = GcMode::kAuto;
+    volume.format(Options());
+    ASSERT_TRUE(volume.open());
+    const auto overwrite = [](Volume& v, int times) {
+      for (int i = 0; i < times; i++) {
+        const auto count = static_cast<uint32_t>(v.rng.between(1, 3));
+        const uint64_t block = v.rng.below(kFileBlocks - count);
+        ASSERT_TRUE(v.world.run(Volume::write(&v, 10 + v.rng.below(kInodes), block, count)));
+      }
+      ASSERT_TRUE(v.world.run(v.store->commit()));
+    };
+    for (uint64_t ino = 10; ino < 10 + kInodes; ino++) {
+      ASSERT_TRUE(volume.world.run(Volume::write(&volume, ino, 0, kFileBlocks)));
+    }
+    overwrite(volume, 80);
+    const SegmentsSeen first = segments_of(volume);
+    ASSERT_GT(count_stream(first, ondisk::Stream::kData), 5U);
+    std::set<uint64_t> ages;
+    for (const auto& [place, info] : first) ages.insert(info.age);
+    EXPECT_GT(ages.size(), 5U);
+
+    ASSERT_TRUE(volume.world.run(volume.store->close()));
+    volume.store.reset();
+    ASSERT_TRUE(volume.open());
+    const SegmentsSeen remounted = segments_of(volume);
+    EXPECT_GT(expect_same_ages(first, remounted), 5U);
+
+    uint64_t warm = 0;
+    for (int round = 0; round < 6; round++) {
+      const SegmentsSeen before = segments_of(volume);
+      GcRequest request;
+      if (round == 0) request.victims_max = 3;  // of new data
+      const auto report = volume.world.run(volume.store->collect_garbage(request));
+      ASSERT_TRUE(report) << describe(report.error());
+      EXPECT_GT(report->victims, 0U);
+      const SegmentsSeen after = segments_of(volume);
+      expect_same_ages(before, after);
+      for (const auto& [place, info] : after) {
+        const bool survivors = info.stream == static_cast<uint8_t>(ondisk::Stream::kGcWarm) ||
+                               info.stream == static_cast<uint8_t>(ondisk::Stream::kGcCold);
+        if (survivors && !before.contains(place)) {
+          EXPECT_GE(uint64_t{info.age}, newest_age(first));
+        }
+      }
+      if (round == 0) {
+        EXPECT_EQ(count_stream(after, ondisk::Stream::kGcCold), 0U);
+      }
+      if (round == 5) {
+        EXPECT_GT(warm, 0U);  // most of them were emptied again
+        EXPECT_GT(count_stream(after, ondisk::Stream::kGcCold), 0U);
+      }
+      warm += count_stream(after, ondisk::Stream::kGcWarm);
+      overwrite(volume, 60);
+    }
+
+    const SegmentsSeen last = segments_of(volume);
+    overwrite(volume, 60);  // seals segments that only the log knows of
+    volume.device->power_off_now();
+    Volume crashed(seed + 1000, volume.device->crash_image(seed, CrashMode::kDropAll));
+    ASSERT_TRUE(crashed.open());
+    const SegmentsSeen recovered = segments_of(crashed);
+    EXPECT_GT(expect_same_ages(last, recovered), 3U);
+    uint64_t later = 0;
+    for (const auto& [place, info] : recovered) {
+      if (last.contains(place)) continue;
+      EXPECT_GE(uint64_t{info.age}, newest_age(last));
+      later++;
+    }
+    EXPECT_GT(later, 0U);
+    // An age is never of the future: what is written from now on is younger.
+    const uint64_t newest = newest_age(recovered);
+    crashed.expect_equals(volume.model);
+    overwrite(crashed, 60);
+    for (const auto& [place, info] : segments_of(crashed)) {
+      if (!recovered.contains(place)) {
+        EXPECT_GE(uint64_t{info.age}, newest);
+      }
+    }
+    crashed.expect_verified();
     if (testing::Test::HasFailure()) return;
   }
 }
