@@ -16,6 +16,7 @@ namespace {
 constexpr uint32_t kNodesPerBatch = 64;      // frozen images serialized and written together
 constexpr uint64_t kCleanGroupsPerRound = 64;
 constexpr uint64_t kCleanNodesMin = 16;
+constexpr uint64_t kCleanGroupNodes = 8;  // of segment records, that the checkpoint will change, too
 constexpr size_t kMeta = static_cast<size_t>(ondisk::Stream::kMeta);
 constexpr size_t kMirror = static_cast<size_t>(ondisk::Stream::kMetaMirror);
 
@@ -377,12 +378,16 @@ Task<Result<>> Store::Impl::move_nodes_out(uint64_t segment, uint32_t generation
   co_return Result<>();
 }
 
-// Keeps node segments at least two thirds live, counted over the volume (docs/ARCHITECTURE.md, Space).
-// Takes no more room than there is, beside what the log may need and what was promised: the nodes moved
-// become a part of this checkpoint.
+// Keeps node segments at least two thirds live, counted over the volume (docs/ARCHITECTURE.md, Space), with
+// what this checkpoint replaces: it wins back as much as it takes.
+// The nodes moved become a part of this checkpoint, so what it needs is known by now: cleaning takes what
+// room there is beside that, what the log may need before the checkpoint is durable, and promises. It may use
+// the reserves of the next checkpoint, which can't begin before, and so goes on where users have filled all.
 Task<Result<>> Store::Impl::clean_node_segments() {
-  const uint64_t have = segments.node_segments();
-  const uint64_t due = node_segments_due();
+  const uint64_t replaced = (tree.dirty_nodes() + std::min(reserves.group_nodes, kCleanGroupNodes)) *
+                            geometry.metadata_copies;
+  const uint64_t have = segments.node_segments() * reserves.nodes_per_segment + replaced;
+  const uint64_t due = node_segments_due() * reserves.nodes_per_segment;
   if (have <= due) co_return Result<>();
   struct Candidate {
     uint64_t segment;
@@ -402,15 +407,20 @@ Task<Result<>> Store::Impl::clean_node_segments() {
   COFS_CO_TRY(visited);
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.live < b.live; });
-  const uint64_t budget = std::max(dirty_nodes_limit(), tree.dirty_nodes() + kCleanNodesMin);
+  const uint64_t budget =
+      std::max(reserves.dirty_nodes_max, tree.dirty_nodes() + kCleanNodesMin);
   const uint64_t kept = log_headroom() + ledger.outstanding;
-  uint64_t surplus = have - due + 1;
+  uint64_t surplus = have - due;  // places for nodes to be won
   for (const Candidate& candidate : candidates) {
-    if (surplus-- == 0 || tree.dirty_nodes() >= budget) break;
-    const uint64_t dirty = tree.dirty_nodes() + 2 * candidate.live / geometry.node_blocks();
-    if (checkpoint_reserve(dirty) + kept > usable_blocks()) break;
+    const uint64_t nodes_here = candidate.live / geometry.node_blocks();
+    const uint64_t segments_needed =
+        (tree.dirty_nodes() + 2 * nodes_here + reserves.group_nodes) / reserves.nodes_per_segment + 1;
+    const uint64_t needed =
+        segments_needed * geometry.metadata_copies * reserves.segment_data_blocks + kept;
+    if (surplus == 0 || tree.dirty_nodes() >= budget || needed > usable_blocks()) break;
     auto moved = co_await move_nodes_out(candidate.segment, candidate.generation);
     COFS_CO_TRY(moved);
+    surplus -= std::min(surplus, reserves.nodes_per_segment - nodes_here);
   }
   co_return Result<>();
 }

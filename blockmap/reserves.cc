@@ -18,9 +18,9 @@
 // makes up for the rest of the open data segment, which counts as room but holds no node.
 //
 // Nodes: segments of nodes may be two thirds live, counted over the volume, and each copy has one open;
-// until they are worse than that nothing is cleaned, so the tree may take that much. Cleaning at two
-// thirds costs, at worst, two nodes moved for a place won; below half (as it was) a large fragmented
-// tree took as much again as it weighs.
+// until they are worse than that nothing is cleaned, so the tree may take that much. From then on each
+// checkpoint wins back as much as it takes (clean_node_segments). Cleaning at two thirds costs, at worst, two
+// nodes moved for a place won; at half a large fragmented tree would take as much again as it weighs.
 //
 // Deletion: promises of the steps under way, a few blocks each, and one segment for what the tree grows
 // before a checkpoint says what it really took. One step at a time is enough to go on.
