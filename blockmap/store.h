@@ -354,7 +354,7 @@ class Store {
   // --- Changing ---
   uint64_t allocate_inode();  // a number never handed out before
   // For a writer that is going to reserve so much, before it takes locks: where room gets scarce it waits
-  // for its share of garbage collection, a tenth of a second at most.
+  // for its share of garbage collection, a twentieth of a second at most.
   Task<> pace(uint64_t data_blocks);
   // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
   Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class);
