@@ -491,16 +491,15 @@ TEST_F(ScrubTest, ACrashWhileRepairingLosesNothing) {
     fragment(60, 12, 3);
     ASSERT_TRUE(volume->close());
     const std::map<std::string, File> expected = files;
-    mount_image(seed, SimImage(volume->device.image()), options);
-    for (const NodePlaces& node : node_places()) {
-      if (node.blocks.size() == 2) corrupt(node.blocks[random.below(2)]);
-    }
-    volume->abandon();
-    const SimImage damaged = volume->device.image();
+    const SimImage whole = volume->device.image();
     for (uint64_t n = 1;; n++) {
       SCOPED_TRACE("seed " + std::to_string(seed) + " operation " + std::to_string(n));
       set_current_case("scrub crash, seed " + std::to_string(seed) + " operation " + std::to_string(n));
-      mount_image(n, damaged, options);
+      mount_image(n, whole, options);
+      // Now, because a mount's checkpoint may write nodes anew.
+      for (const NodePlaces& node : node_places()) {
+        if (node.blocks.size() == 2) corrupt(node.blocks[random.below(2)]);
+      }
       corrupt(superblock_place(static_cast<int>(n % 3)));
       volume->device.power_off_at(volume->device.operation_count() + n);
       ASSERT_TRUE(jobs().start_scrub(0));
