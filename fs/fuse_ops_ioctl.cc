@@ -16,7 +16,15 @@ namespace cofs {
 
 namespace {
 
+// The layouts are an interface: the same for every compiler and word size, and small enough for the
+// 14 bits that an ioctl's number has for them.
 static_assert(_IOC_SIZE(COFS_IOC_STATISTICS) == sizeof(cofs_text_page));
+static_assert(sizeof(cofs_text_page) == 16024 && sizeof(cofs_server_info) == 56);
+static_assert(sizeof(cofs_query) == 64 && sizeof(cofs_announce) == 64);
+static_assert(sizeof(cofs_dedupe_token) == 16 && sizeof(cofs_dedupe) == 72);
+static_assert(sizeof(cofs_map_extent) == 32 && sizeof(cofs_map) == 48 + 400 * 32);
+static_assert(_IOC_SIZE(COFS_IOC_MAP) == sizeof(cofs_map));
+static_assert(sizeof(cofs_tune) == 32);
 
 constexpr unsigned kGoingDown = _IOR('X', 125, uint32_t);  // XFS_IOC_GOINGDOWN
 
