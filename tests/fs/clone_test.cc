@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "blockmap/store.h"
@@ -153,7 +154,9 @@ class Clones : public testing::Test {
   uint64_t copied_by(CopyPath path) {
     return fs().store().copy_counters().bytes[static_cast<size_t>(path)];
   }
-  static Code code_of(const auto& result) { return result ? Code{} : result.error().code; }
+  static std::optional<Code> code_of(const auto& result) {
+    return result ? std::optional<Code>() : std::optional<Code>(result.error().code);
+  }
 
   std::unique_ptr<TestVolume> volume;
   SimRandom random{99};
