@@ -43,8 +43,9 @@ VolumeState Store::Impl::current_state() const {
   state.node_segments = segments.node_segments();
   state.live_data_blocks = live_data_blocks;
   state.live_node_blocks = live_node_blocks;
-  state.extra_references = extra_references;
   state.inode_count = inode_count;
+  state.shared_blocks = shared_blocks;
+  state.extra_references = extra_references;
   state.copy_rates = copy_rates;
   for (size_t i = 0; i < streams.size(); i++) {
     state.streams[i] = OpenPosition();
@@ -179,6 +180,7 @@ Task<Result<>> Store::Impl::release_log_chain() {
     COFS_CO_TRY(unpinned);
   }
   log_blocks = 0;
+  shared_pieces_logged = 0;
   co_return Result<>();
 }
 

@@ -29,6 +29,7 @@ struct Store::Impl::ChunkCopy {
   const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
   CopyCounters* counters = nullptr;   // where it counts; null: the users' copies
   uint64_t slice_blocks = UINT64_MAX;  // copied at once: less leaves the device to others in between
+  bool may_use_host = true;
   CopyOutcome outcome;
 
   uint64_t blocks() const { return chunk->payload_blocks; }

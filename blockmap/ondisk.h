@@ -265,7 +265,8 @@ enum class RecordType : uint8_t {
   kInsertVmap = 4,   // RecordInsertVmap + le32s   new payload blocks at a place
   kMoveVmap = 5,     // RecordMoveVmap             relocation: compare and set
   kOpenSegment = 6,  // RecordOpenSegment
-  kAddReferences = 7,  // RecordAddReferences      one more reference to each block
+  // 7 was never written.
+  kShareExtents = 8,   // RecordShareExtents       a file range names the blocks of another one, too
 };
 struct RecordHeader {
   uint8_t type;
@@ -305,11 +306,14 @@ struct RecordOpenSegment {
   uint8_t reserved[3];
 };
 static_assert(sizeof(RecordOpenSegment) == 24);
-struct RecordAddReferences {
-  le64 virtual_block;
+struct RecordShareExtents {
+  le64 source_ino;
+  le64 source_block;
+  le64 target_ino;
+  le64 target_block;
   le64 count;
 };
-static_assert(sizeof(RecordAddReferences) == 16);
+static_assert(sizeof(RecordShareExtents) == 40);
 
 // --- Superblock --------------------------------------------------------------------------------
 struct StreamPosition {  // an open segment that a clean mount goes on filling
@@ -381,8 +385,9 @@ struct Superblock {
   CopyRate copy_rates[kCopyRates];  // the used ones come first
   le32 over_provision_percent;  // of what could hold data, not for users; at most kOverProvisionMax
   le32 reserved3;
-  le64 extra_references;    // counter: of data blocks, beyond one for each
-  uint8_t reserved[3400];
+  le64 extra_references;    // counter: references to shared blocks beyond the first one
+  le64 shared_blocks;       // counter: data blocks with more than one reference
+  uint8_t reserved[3392];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

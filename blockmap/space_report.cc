@@ -29,6 +29,7 @@ SpaceReport Store::space() const {
   SpaceReport report;
   report.segment_count = geometry.segment_count;
   report.inode_count = store.inode_count;
+  report.shared_blocks = store.shared_blocks;
   report.extra_references = store.extra_references;
   report.free_segments = store.segments.free_count();
   report.waiting_segments = report.free_segments - store.segments.usable_count();

@@ -47,6 +47,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   inode_count = state.inode_count;
   live_data_blocks = state.live_data_blocks;
   live_node_blocks = state.live_node_blocks;
+  shared_blocks = state.shared_blocks;
   extra_references = state.extra_references;
   epoch = state.epoch;
   copy_rates = state.copy_rates;
@@ -134,6 +135,7 @@ std::string_view Store::copy_engine_for(uint64_t range_blocks) const {
 }
 VolumeInfo Store::info() const { return impl_->volume_info; }
 uint64_t Store::dirty_nodes_floor() const { return impl_->reserves.dirty_nodes_floor; }
+uint64_t Store::dirty_nodes_limit() const { return impl_->dirty_nodes_limit(); }
 Environment& Store::environment() { return impl_->env; }
 
 // --- Background --------------------------------------------------------------------------------

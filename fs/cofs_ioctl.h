@@ -35,7 +35,7 @@ struct cofs_server_info {
   __u32 pid;     /* out: of the server, in its own pid namespace */
   __u64 reserved[6];
 };
-#define COFS_IOCTL_VERSION 1
+#define COFS_IOCTL_VERSION 2
 
 /* Who serves this mount. */
 #define COFS_IOC_SERVER _IOR(COFS_IOCTL_TYPE, 3, struct cofs_server_info)
@@ -133,5 +133,107 @@ struct cofs_scrub_status {
 /* What the scrub that is running, or else the last one, found: text of one line for each problem, the first
  * 1,000. In pages as the statistics; its snapshot is the scrub's number. EAGAIN: another one was started. */
 #define COFS_IOC_SCRUB_PROBLEMS _IOWR(COFS_IOCTL_TYPE, 10, struct cofs_text_page)
+
+/* --- Clones: 16 … 31 ---
+ *
+ * A clone is carried by copy_file_range(2) and by nothing else: it alone keeps the kernel's caches and
+ * sizes right. What is here asks, announces, and works where no byte of a file changes. */
+
+/* What the server does for clones of this file. */
+struct cofs_query {
+  __u32 version;       /* out: COFS_IOCTL_VERSION */
+  __u32 block_bytes;   /* out: clone ranges begin and end at multiples of it, or at the end of the file */
+  __u32 clone_mode;    /* out: COFS_CLONE_… that copies into this file, or below this directory, take */
+  __u32 features;      /* out: COFS_FEATURE_… */
+  __u64 reserved[6];   /* out: 0 */
+};
+#define COFS_IOC_QUERY _IOR(COFS_IOCTL_TYPE, 16, struct cofs_query)
+#define COFS_CLONE_DEVICE 0u /* copies are made by the device, and independent */
+#define COFS_CLONE_SHARE 1u  /* copies share blocks */
+#define COFS_FEATURE_COPY_64 1u /* one copy_file_range may be longer than 4 GiB */
+
+/* A strict clone follows: copy_file_range calls from this open file (opened for reading), from
+ * source_offset on, to `target_ino` of the same filesystem at target_offset, `length` bytes together.
+ * They share blocks, or the device copies; where neither can be had they fail with EINVAL, and data never
+ * goes through the host. When the first of them arrives the server takes the source as it is then, for all of
+ * them. The announcement ends when `length` bytes were cloned, with the open file, or with the next
+ * announcement of the same open file and target; length 0 only ends it.
+ * Errors: EBADF not open for reading; EISDIR, EINVAL not regular files; EINVAL offsets or length (0 aside) not
+ * multiples of the block size, unless the range ends at the source's end of file; EINVAL range beyond that end; EINVAL overlap
+ * within one file; ENOENT no such target. */
+struct cofs_announce {
+  __u64 source_offset;
+  __u64 length;
+  __u64 target_ino;    /* st_ino */
+  __u64 target_offset;
+  __u64 reserved[4];   /* 0 */
+};
+#define COFS_IOC_ANNOUNCE _IOW(COFS_IOCTL_TYPE, 17, struct cofs_announce)
+
+/* A token for one COFS_IOC_DEDUPE: it stands for the right to read this open file (EBADF without it), is used up
+ * by that call, and dies with the open file. */
+struct cofs_dedupe_token {
+  __u8 token[16];      /* out: random */
+};
+#define COFS_IOC_DEDUPE_TOKEN _IOR(COFS_IOCTL_TYPE, 18, struct cofs_dedupe_token)
+
+/* On the target's open file: compares a range of it with one of the token's file and, where they hold the
+ * same bytes, makes them share blocks; both at once, atomically. The caller must have the target open for
+ * writing, own it, be allowed to write it, or be privileged: EPERM. Offsets and length follow the rules of
+ * FIDEDUPERANGE: multiples of the block size (length: or both ranges end at their files' ends): EINVAL. Errors: EINVAL also
+ * for an unknown token or overlap, EISDIR, EROFS. */
+struct cofs_dedupe {
+  __u8 token[16];
+  __u64 source_offset;
+  __u64 target_offset;
+  __u64 length;         /* at most COFS_DEDUPE_BYTES_MAX: more is cut */
+  __u64 bytes_deduped;  /* out */
+  __s32 status;         /* out: COFS_DEDUPE_SAME or COFS_DEDUPE_DIFFERS */
+  __u32 reserved0;      /* 0 */
+  __u64 reserved[2];    /* 0 */
+};
+#define COFS_IOC_DEDUPE _IOWR(COFS_IOCTL_TYPE, 19, struct cofs_dedupe)
+#define COFS_DEDUPE_SAME 0
+#define COFS_DEDUPE_DIFFERS 1
+#define COFS_DEDUPE_BYTES_MAX (1ull << 30)
+
+/* A page of a file's extents from `start` on: those that touch [start, start + length). Data that is not
+ * on the device yet is reported as delayed. Holes are left out. Dirty data may be written first by asking with
+ * COFS_MAP_SYNC. The file must be open for reading or writing. */
+#define COFS_MAP_EXTENTS 400
+struct cofs_map_extent {
+  __u64 logical;   /* bytes, in the file */
+  __u64 physical;  /* bytes, on the volume's device; 0 where there is no place */
+  __u64 length;    /* bytes */
+  __u32 flags;     /* COFS_EXTENT_… */
+  __u32 reserved;
+};
+struct cofs_map {
+  __u64 start;
+  __u64 length;
+  __u32 flags;     /* in: COFS_MAP_… */
+  __u32 count;     /* out: of extents[] */
+  __u32 more;      /* out: 1 if there are extents after these within the range: ask again from their end */
+  __u32 reserved;
+  __u64 reserved2[2];
+  struct cofs_map_extent extents[COFS_MAP_EXTENTS];
+};
+#define COFS_IOC_MAP _IOWR(COFS_IOCTL_TYPE, 20, struct cofs_map)
+#define COFS_MAP_SYNC 1u
+#define COFS_EXTENT_LAST 0x1u       /* the last of the file */
+#define COFS_EXTENT_DELAYED 0x2u    /* in memory, no place yet */
+#define COFS_EXTENT_UNWRITTEN 0x4u  /* preallocated: reads as zeros */
+#define COFS_EXTENT_INLINE 0x8u     /* in the inode's record: no place of its own */
+#define COFS_EXTENT_SHARED 0x10u    /* others refer to these blocks too */
+
+/* Changes a setting of the mount until it is unmounted. Root only (EPERM). */
+struct cofs_tune {
+  __u32 setting;       /* COFS_TUNE_… */
+  __u32 reserved0;     /* 0 */
+  __u64 value;
+  __u64 reserved[2];   /* 0 */
+};
+#define COFS_IOC_TUNE _IOW(COFS_IOCTL_TYPE, 21, struct cofs_tune)
+#define COFS_TUNE_CLONE_MODE 1u  /* COFS_CLONE_…; what `user.cofs.clone` of a directory says goes before it */
 
 #endif

@@ -140,32 +140,33 @@ TEST_F(Space, ReferencesBeyondTheFirstAreCounted) {
   ASSERT_TRUE(create("b", 1));
   ASSERT_TRUE(volume->run(volume->fs().sync()));
   Store& store = volume->fs().store();
-  const auto mapping = volume->run(store.map_range(files.at("a"), 0, 20, 1));
-  ASSERT_TRUE(mapping);
-  ASSERT_EQ(mapping->front().count, 20U);
-  const uint64_t first = mapping->front().virtual_block;
   EXPECT_EQ(report().extra_references, 0U);
-  const auto share = [&](uint64_t from, uint64_t count) {
+  const auto share = [&](uint64_t from, uint64_t to, uint64_t count) {
+    ShareRange range;
+    range.source_ino = files.at("a");
+    range.source_block = from;
+    range.target_ino = files.at("b");
+    range.target_block = to;
+    range.count = count;
     auto transaction = volume->run(store.begin(Cost(0, 1000), SpaceClass::kUser));
     ASSERT_TRUE(transaction);
-    transaction->add_references(first + from, count);
+    transaction->share_extents(range);
     ASSERT_TRUE(volume->run(transaction->apply()));
   };
-  share(0, 20);
+  share(0, 100, 20);
   EXPECT_EQ(report().extra_references, 20U);
-  share(5, 3);
+  EXPECT_EQ(report().shared_blocks, 20U);
+  share(5, 200, 3);
   EXPECT_EQ(report().extra_references, 23U);
+  EXPECT_EQ(report().shared_blocks, 20U);
   const uint64_t before = report().live_data_blocks;
-  const auto drop = [&](uint64_t from, uint64_t count) {
-    // As a second file's extent would: marked as perhaps shared, then unmapped.
-    auto transaction = volume->run(store.begin(Cost(0, 1000), SpaceClass::kUser));
-    ASSERT_TRUE(transaction);
-    transaction->map_extent(files.at("b"), 100, count, first + from, ondisk::kExtentMaybeShared);
-    transaction->map_extent(files.at("b"), 100, count, 0, 0);
-    ASSERT_TRUE(volume->run(transaction->apply()));
-  };
-  drop(4, 8);
+  auto transaction = volume->run(store.begin(Cost(0, 1000), SpaceClass::kUser));
+  ASSERT_TRUE(transaction);
+  transaction->map_extent(files.at("b"), 104, 8, 0, 0);
+  ASSERT_TRUE(volume->run(transaction->apply()));
+  transaction = fail(Code::kInvalid, "done");
   EXPECT_EQ(report().extra_references, 15U);
+  EXPECT_EQ(report().shared_blocks, 15U) << "three of the eight have another one";
   EXPECT_EQ(report().live_data_blocks, before);
   ASSERT_TRUE(volume->close());
   ASSERT_TRUE(volume->open());

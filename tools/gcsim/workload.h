@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <expected>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ class SeededRandom final : public Random {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
     return z ^ (z >> 31);
+  }
+  void fill_secret(std::span<std::byte> bytes) override {  // nothing is secret here
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(next());
   }
   // Uniform in [0, bound), bound >= 1.
   uint64_t below(uint64_t bound) {
