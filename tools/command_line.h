@@ -47,6 +47,9 @@ int fsck_command(const Invocation& invocation);
 int dump_command(const Invocation& invocation);
 int stat_command(const Invocation& invocation);
 int sync_command(const Invocation& invocation);
+int clone_command(const Invocation& invocation);
+int map_command(const Invocation& invocation);
+int run_command(const Invocation& invocation);
 int devcap_command(const Invocation& invocation);
 
 // "1.5 GiB"
