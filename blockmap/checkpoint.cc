@@ -42,6 +42,8 @@ VolumeState Store::Impl::current_state() const {
   state.live_data_blocks = live_data_blocks;
   state.live_node_blocks = live_node_blocks;
   state.inode_count = inode_count;
+  state.shared_blocks = shared_blocks;
+  state.extra_references = extra_references;
   state.copy_rates = copy_rates;
   for (size_t i = 0; i < streams.size(); i++) {
     state.streams[i] = OpenPosition();
@@ -175,6 +177,7 @@ Task<Result<>> Store::Impl::release_log_chain() {
     COFS_CO_TRY(unpinned);
   }
   log_blocks = 0;
+  shared_pieces_logged = 0;
   co_return Result<>();
 }
 

@@ -213,11 +213,14 @@ void RecordWriter::open_segment(uint64_t segment, uint32_t generation, ondisk::S
   append(ondisk::RecordType::kOpenSegment, {bytes_of(body)});
 }
 
-void RecordWriter::add_references(uint64_t virtual_block, uint64_t count) {
-  ondisk::RecordAddReferences body{};
-  body.virtual_block = virtual_block;
-  body.count = count;
-  append(ondisk::RecordType::kAddReferences, {bytes_of(body)});
+void RecordWriter::share_extents(const ShareRange& range) {
+  ondisk::RecordShareExtents body{};
+  body.source_ino = range.source_ino;
+  body.source_block = range.source_block;
+  body.target_ino = range.target_ino;
+  body.target_block = range.target_block;
+  body.count = range.count;
+  append(ondisk::RecordType::kShareExtents, {bytes_of(body)});
 }
 
 Result<> for_each_record(Bytes bytes, const std::function<Result<>(const Record&)>& visit) {

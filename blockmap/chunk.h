@@ -12,6 +12,7 @@
 
 #include "blockmap/key.h"
 #include "blockmap/ondisk.h"
+#include "blockmap/share_range.h"
 #include "blockmap/volume.h"
 
 namespace cofs {
@@ -73,7 +74,7 @@ class RecordWriter {
   void move_vmap(uint64_t virtual_block, uint64_t from_physical, uint64_t to_physical,
                  uint32_t count, uint32_t to_generation);
   void open_segment(uint64_t segment, uint32_t generation, ondisk::Stream stream, uint64_t age);
-  void add_references(uint64_t virtual_block, uint64_t count);
+  void share_extents(const ShareRange& range);
 
  private:
   void append(ondisk::RecordType type, std::initializer_list<Bytes> parts);

@@ -28,6 +28,7 @@ struct Store::Impl::ChunkCopy {
   std::vector<BlockRange> sources;
   const uint32_t* rekeyed = nullptr;  // checksums of its blocks, without a key
   CopyCounters* counters = nullptr;   // where it counts; null: the users' copies
+  bool may_use_host = true;
   CopyOutcome outcome;
 
   uint64_t blocks() const { return chunk->payload_blocks; }

@@ -183,7 +183,7 @@ Task<CopyOutcome> Store::Impl::recopy_by_host(const ChunkCopy* copy, uint64_t ta
 
 // Takes places for the blocks from `from` on, as many chunks as are worth having in flight.
 Task<Result<std::vector<Store::Impl::ChunkCopy>>> Store::Impl::stage_copy(
-    const PhysicalSource* source, uint64_t from, Reservation* reservation) {
+    const PhysicalSource* source, uint64_t from, Reservation* reservation, bool may_use_host) {
   std::vector<ChunkCopy> copies;
   const uint64_t total = source->rekeyed.size();
   auto guard = co_await apply_lock.lock();
@@ -198,6 +198,7 @@ Task<Result<std::vector<Store::Impl::ChunkCopy>>> Store::Impl::stage_copy(
     copy.pin = std::make_shared<SegmentPin>(this, copy.chunk->segment);
     copy.sources = slice(source->ranges, from, copy.blocks());
     copy.rekeyed = source->rekeyed.data() + from;
+    copy.may_use_host = may_use_host;
     reservation->release(copy.blocks());
     from += copy.blocks();
     copies.push_back(std::move(copy));
@@ -209,7 +210,8 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
   const ChunkWrite& chunk = *copy->chunk;
   const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
   CopyOutcome& outcome = copy->outcome;
-  outcome = co_await copier.gather(copy->sources, target, copy->pin, copy->counters);
+  outcome = co_await copier.gather(copy->sources, target, copy->pin, copy->counters,
+                                   copy->may_use_host);
   if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
     const bool right =
         co_await verify_copy(&copy->sources, target, outcome.good_blocks, copy->rekeyed);
@@ -219,6 +221,9 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
     }
     if (!right && outcome.target_in_doubt) {
       outcome.good_blocks = 0;  // the host must not write where the device still may: elsewhere, then
+    } else if (!right && !copy->may_use_host) {
+      outcome.good_blocks = 0;
+      outcome.result = fail(Code::kIo, "the device reported a copy done that is wrong", target);
     } else if (!right) {
       outcome = co_await recopy_by_host(copy, target);
     }
@@ -248,7 +253,8 @@ void Store::Impl::add_staged_runs(const ChunkCopy& copy, std::vector<StagedRun>*
 }
 
 Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* virtual_sources,
-                                                Reservation* reservation, Result<>* error) {
+                                                Reservation* reservation, Result<>* error,
+                                                bool may_use_host) {
   Impl& store = *impl_;
   std::vector<StagedRun> runs;
   PhysicalSource source;
@@ -259,7 +265,7 @@ Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* v
   uint64_t done = 0;
   int doubts = 0;
   while (*error && done < total) {
-    auto copies = co_await store.stage_copy(&source, done, reservation);
+    auto copies = co_await store.stage_copy(&source, done, reservation, may_use_host);
     if (!copies) {
       *error = fail(copies.error());
       break;
@@ -300,6 +306,15 @@ Task<std::vector<StagedRun>> Store::copy_blocks(const std::vector<BlockRange>* v
     }
   }
   co_return runs;
+}
+
+Task<Result<std::vector<uint32_t>>> Store::content_checksums(BlockRange virtual_blocks) {
+  auto readable = impl_->check_readable();
+  COFS_CO_TRY(readable);
+  PhysicalSource source;
+  auto resolved = co_await resolve(impl_.get(), virtual_blocks, &source);
+  COFS_CO_TRY(resolved);
+  co_return std::move(source.rekeyed);
 }
 
 // --- Measuring ---------------------------------------------------------------------------------

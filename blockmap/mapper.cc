@@ -1,4 +1,5 @@
-// The mapping side of the store: file ranges to virtual blocks, virtual blocks to places, references.
+// The mapping side of the store: file ranges to virtual blocks, virtual blocks to places. References:
+// share.cc.
 //
 // The same functions run for live transactions and for replay. Readers run between any two steps, so
 // every step leaves the mapping of unaffected blocks complete: what remains of a record that is cut is
@@ -42,55 +43,6 @@ Task<Result<>> Store::Impl::apply_erase(Key key) {
   co_return Result<>();
 }
 
-namespace {
-
-struct FileExtent {
-  uint64_t file_block = 0;
-  ExtentValue value;
-  uint64_t end() const { return file_block + value.count; }
-};
-
-// The extents of `ino` that overlap [file_block, end), at most `limit`.
-Task<Result<std::vector<FileExtent>>> overlapping_extents(BTree& tree, uint64_t ino,
-                                                          uint64_t file_block, uint64_t end,
-                                                          uint64_t limit) {
-  std::vector<FileExtent> found;
-  Result<> parsed;
-  auto before = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
-  COFS_CO_TRY(before);
-  uint64_t from = file_block;
-  if (before->has_value()) {
-    FileExtent extent;
-    extent.file_block = (*before)->key.offset;
-    auto value = parse_extent((*before)->value);
-    COFS_CO_TRY(value);
-    extent.value = *value;
-    if (extent.end() > file_block) found.push_back(extent);
-    if (extent.file_block == file_block) from = file_block + 1;
-  }
-  if (found.size() < limit && from < end) {
-    auto scanned = co_await tree.scan(
-        Key::extent(ino, from), Key::extent(ino, end), limit - found.size(),
-        [&](const Key& key, Bytes bytes) {
-          auto value = parse_extent(bytes);
-          if (!value) {
-            parsed = fail(value.error());
-            return false;
-          }
-          FileExtent extent;
-          extent.file_block = key.offset;
-          extent.value = *value;
-          found.push_back(extent);
-          return true;
-        });
-    COFS_CO_TRY(scanned);
-    COFS_CO_TRY(parsed);
-  }
-  co_return found;
-}
-
-}  // namespace
-
 Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, uint64_t count,
                                              uint64_t virtual_block, uint32_t flags) {
   constexpr uint64_t kBatch = 256;
@@ -129,46 +81,54 @@ Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, 
   }
   if (maps) {
     delta += static_cast<int64_t>(count);
-    uint64_t done = 0;
-    while (done < count) {
-      ExtentValue value;
-      value.count = static_cast<uint32_t>(std::min<uint64_t>(count - done, ondisk::kExtentBlocksMax));
-      value.flags = flags;
-      value.virtual_block = virtual_block == 0 ? 0 : virtual_block + done;
-      uint64_t start = file_block + done;
-      done += value.count;
-      // Grow the left neighbour instead, where the two are one run.
-      auto left = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, start));
-      COFS_CO_TRY(left);
-      if (left->has_value()) {
-        auto neighbour = parse_extent((*left)->value);
-        COFS_CO_TRY(neighbour);
-        if ((*left)->key.offset + neighbour->count == start && neighbour->continues_with(value)) {
-          value = neighbour->grown(value.count);
-          start = (*left)->key.offset;
-        }
-      }
-      auto right = co_await tree.get(Key::extent(ino, start + value.count));
-      COFS_CO_TRY(right);
-      bool erase_right = false;
-      const uint64_t right_key = start + value.count;
-      if (right->has_value()) {
-        auto neighbour = parse_extent(**right);
-        COFS_CO_TRY(neighbour);
-        if (value.continues_with(*neighbour)) {
-          value = value.grown(neighbour->count);
-          erase_right = true;
-        }
-      }
-      auto put = co_await tree.put(Key::extent(ino, start), encode_extent(value));
-      COFS_CO_TRY(put);
-      if (erase_right) {
-        auto erased = co_await tree.erase(Key::extent(ino, right_key));
-        COFS_CO_TRY(erased);
-      }
-    }
+    auto inserted = co_await insert_extents(ino, file_block, count, virtual_block, flags);
+    COFS_CO_TRY(inserted);
   }
   if (delta != 0 && client != nullptr && !replaying) client->mapped_blocks_changed(ino, delta);
+  co_return Result<>();
+}
+
+// Maps a hole, joining what is before and behind it where that makes one run.
+Task<Result<>> Store::Impl::insert_extents(uint64_t ino, uint64_t file_block, uint64_t count,
+                                           uint64_t virtual_block, uint32_t flags) {
+  uint64_t done = 0;
+  while (done < count) {
+    ExtentValue value;
+    value.count = static_cast<uint32_t>(std::min<uint64_t>(count - done, ondisk::kExtentBlocksMax));
+    value.flags = flags;
+    value.virtual_block = virtual_block == 0 ? 0 : virtual_block + done;
+    uint64_t start = file_block + done;
+    done += value.count;
+    // Grow the left neighbour instead, where the two are one run.
+    auto left = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, start));
+    COFS_CO_TRY(left);
+    if (left->has_value()) {
+      auto neighbour = parse_extent((*left)->value);
+      COFS_CO_TRY(neighbour);
+      if ((*left)->key.offset + neighbour->count == start && neighbour->continues_with(value)) {
+        value = neighbour->grown(value.count);
+        start = (*left)->key.offset;
+      }
+    }
+    auto right = co_await tree.get(Key::extent(ino, start + value.count));
+    COFS_CO_TRY(right);
+    bool erase_right = false;
+    const uint64_t right_key = start + value.count;
+    if (right->has_value()) {
+      auto neighbour = parse_extent(**right);
+      COFS_CO_TRY(neighbour);
+      if (value.continues_with(*neighbour)) {
+        value = value.grown(neighbour->count);
+        erase_right = true;
+      }
+    }
+    auto put = co_await tree.put(Key::extent(ino, start), encode_extent(value));
+    COFS_CO_TRY(put);
+    if (erase_right) {
+      auto erased = co_await tree.erase(Key::extent(ino, right_key));
+      COFS_CO_TRY(erased);
+    }
+  }
   co_return Result<>();
 }
 
@@ -223,60 +183,6 @@ Task<Result<>> Store::Impl::free_virtual(uint64_t virtual_block, uint64_t count)
     }
     live_data_blocks -= cut_end - at;
     gc.dropped_blocks += cut_end - at;
-    at = cut_end;
-  }
-  co_return Result<>();
-}
-
-// Drops one reference from each block; blocks without another reference are freed.
-Task<Result<>> Store::Impl::drop_virtual(uint64_t virtual_block, uint64_t count,
-                                         bool maybe_shared) {
-  if (!maybe_shared) {
-    auto freed = co_await free_virtual(virtual_block, count);
-    co_return freed;
-  }
-  const uint64_t end = virtual_block + count;
-  uint64_t at = virtual_block;
-  while (at < end) {
-    auto found = co_await find_vref(tree, at, end);
-    COFS_CO_TRY(found);
-    if (!found->has_value()) {
-      auto freed = co_await free_virtual(at, end - at);
-      co_return freed;
-    }
-    const VrefRange ref = **found;  // the first one that overlaps [at, end)
-    if (ref.start > at) {
-      auto freed = co_await free_virtual(at, ref.start - at);
-      COFS_CO_TRY(freed);
-      at = ref.start;
-    }
-    const uint64_t cut_end = std::min(ref.end(), end);
-    auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references - 1);
-    COFS_CO_TRY(changed);
-    at = cut_end;
-  }
-  co_return Result<>();
-}
-
-Task<Result<>> Store::Impl::apply_add_references(uint64_t virtual_block, uint64_t count) {
-  const uint64_t end = virtual_block + count;
-  uint64_t at = virtual_block;
-  while (at < end) {
-    auto found = co_await find_vref(tree, at, end);
-    COFS_CO_TRY(found);
-    const uint64_t gap_end = found->has_value() ? (*found)->start : end;
-    if (gap_end > at) {  // exactly one reference so far
-      VrefRange fresh(at, gap_end - at, 2);
-      auto put = co_await tree.put(Key::vref(at), encode_vref(fresh));
-      COFS_CO_TRY(put);
-      at = gap_end;
-    }
-    if (!found->has_value()) break;
-    const VrefRange ref = **found;
-    if (ref.references == UINT32_MAX) co_return fail(Code::kTooManyLinks, "references to a block");
-    const uint64_t cut_end = std::min(ref.end(), end);
-    auto changed = co_await change_vref(tree, ref, at, cut_end, ref.references + 1);
-    COFS_CO_TRY(changed);
     at = cut_end;
   }
   co_return Result<>();
@@ -338,13 +244,11 @@ Task<Result<>> Store::Impl::apply_record(const Record& record) {
       replayed_open_segments.insert(in.segment);
       co_return Result<>();
     }
-    case ondisk::RecordType::kAddReferences: {
-      ondisk::RecordAddReferences in;
-      if (body.size() != sizeof(in)) co_return malformed();
-      std::memcpy(&in, body.data(), sizeof(in));
-      if (in.count == 0 || in.virtual_block == 0) co_return malformed();
-      auto added = co_await apply_add_references(in.virtual_block, in.count);
-      co_return added;
+    case ondisk::RecordType::kShareExtents: {
+      auto in = parse_share_extents(body);
+      COFS_CO_TRY(in);
+      auto shared = co_await apply_share_extents(*in);
+      co_return shared;
     }
     case ondisk::RecordType::kMoveVmap: {
       auto in = parse_move_vmap(body, geometry);

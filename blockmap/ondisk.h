@@ -264,7 +264,8 @@ enum class RecordType : uint8_t {
   kInsertVmap = 4,   // RecordInsertVmap + le32s   new payload blocks at a place
   kMoveVmap = 5,     // RecordMoveVmap             relocation: compare and set
   kOpenSegment = 6,  // RecordOpenSegment
-  kAddReferences = 7,  // RecordAddReferences      one more reference to each block
+  // 7 was never written.
+  kShareExtents = 8,   // RecordShareExtents       a file range names the blocks of another one, too
 };
 struct RecordHeader {
   uint8_t type;
@@ -304,11 +305,14 @@ struct RecordOpenSegment {
   uint8_t reserved[3];
 };
 static_assert(sizeof(RecordOpenSegment) == 24);
-struct RecordAddReferences {
-  le64 virtual_block;
+struct RecordShareExtents {
+  le64 source_ino;
+  le64 source_block;
+  le64 target_ino;
+  le64 target_block;
   le64 count;
 };
-static_assert(sizeof(RecordAddReferences) == 16);
+static_assert(sizeof(RecordShareExtents) == 40);
 
 // --- Superblock --------------------------------------------------------------------------------
 struct StreamPosition {  // an open segment that a clean mount goes on filling
@@ -378,7 +382,9 @@ struct Superblock {
   StreamPosition streams[kStreamCount];
   le64 copy_signature;      // of the device that copy_rates were measured on; 0: none were
   CopyRate copy_rates[kCopyRates];  // the used ones come first
-  uint8_t reserved[3416];
+  le64 shared_blocks;       // counter: data blocks with more than one reference
+  le64 extra_references;    // counter: references to these beyond the first one
+  uint8_t reserved[3400];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

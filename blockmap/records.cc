@@ -148,6 +148,20 @@ Result<VmapMove> parse_move_vmap(Bytes body, const Geometry& geometry) {
   return out;
 }
 
+Result<ShareRange> parse_share_extents(Bytes body) {
+  ondisk::RecordShareExtents in;
+  if (body.size() != sizeof(in)) return fail(Code::kCorrupt, "log record: share size");
+  std::memcpy(&in, body.data(), sizeof(in));
+  ShareRange out;
+  out.source_ino = in.source_ino;
+  out.source_block = in.source_block;
+  out.target_ino = in.target_ino;
+  out.target_block = in.target_block;
+  out.count = in.count;
+  if (!out.valid()) return fail(Code::kCorrupt, "log record: share value");
+  return out;
+}
+
 Result<VrefRange> parse_vref(const Key& key, Bytes value) {
   ondisk::Vref in;
   if (value.size() != sizeof(in)) return fail(Code::kCorrupt, "vref: size");
@@ -164,6 +178,44 @@ std::vector<std::byte> encode_vref(const VrefRange& ref) {
   out.count = ref.count;
   out.references = ref.references;
   return vector_of(out);
+}
+
+Task<Result<std::vector<FileExtent>>> overlapping_extents(BTree& tree, uint64_t ino,
+                                                          uint64_t file_block, uint64_t end,
+                                                          uint64_t limit) {
+  std::vector<FileExtent> found;
+  Result<> parsed;
+  auto before = co_await tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
+  COFS_CO_TRY(before);
+  uint64_t from = file_block;
+  if (before->has_value()) {
+    FileExtent extent;
+    extent.file_block = (*before)->key.offset;
+    auto value = parse_extent((*before)->value);
+    COFS_CO_TRY(value);
+    extent.value = *value;
+    if (extent.end() > file_block) found.push_back(extent);
+    if (extent.file_block == file_block) from = file_block + 1;
+  }
+  if (found.size() < limit && from < end) {
+    auto scanned = co_await tree.scan(
+        Key::extent(ino, from), Key::extent(ino, end), limit - found.size(),
+        [&](const Key& key, Bytes bytes) {
+          auto value = parse_extent(bytes);
+          if (!value) {
+            parsed = fail(value.error());
+            return false;
+          }
+          FileExtent extent;
+          extent.file_block = key.offset;
+          extent.value = *value;
+          found.push_back(extent);
+          return true;
+        });
+    COFS_CO_TRY(scanned);
+    COFS_CO_TRY(parsed);
+  }
+  co_return found;
 }
 
 Task<Result<std::optional<VmapPiece>>> find_vmap(BTree& tree, const Geometry& geometry,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "blockmap/btree.h"
+#include "blockmap/share_range.h"
 #include "blockmap/volume.h"
 
 namespace cofs {
@@ -27,6 +28,16 @@ struct ExtentValue {
 };
 Result<ExtentValue> parse_extent(Bytes value);
 std::vector<std::byte> encode_extent(const ExtentValue& extent);
+
+struct FileExtent {
+  uint64_t file_block = 0;
+  ExtentValue value;
+  uint64_t end() const { return file_block + value.count; }
+};
+// The extents of `ino` that overlap [file_block, end), whole, in order, at most `limit`.
+Task<Result<std::vector<FileExtent>>> overlapping_extents(BTree& tree, uint64_t ino,
+                                                          uint64_t file_block, uint64_t end,
+                                                          uint64_t limit);
 
 struct VmapValue {
   uint64_t physical_block = 0;
@@ -55,6 +66,8 @@ struct VmapMove {
   uint64_t end() const { return virtual_block + count; }
 };
 Result<VmapMove> parse_move_vmap(Bytes body, const Geometry& geometry);
+
+Result<ShareRange> parse_share_extents(Bytes body);
 
 struct VrefRange {
   uint64_t start = 0;

@@ -104,7 +104,8 @@ uint64_t Store::Impl::available(SpaceClass space_class) const {
 }
 
 bool Store::Impl::log_over_limit(uint64_t factor) const {
-  return log_blocks > factor * geometry.log_limit_blocks;
+  return log_blocks + shared_pieces_logged / kSharedPiecesPerLogBlock >
+         factor * geometry.log_limit_blocks;
 }
 
 Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
@@ -186,6 +187,8 @@ SpaceReport Store::space() const {
   report.available_blocks = available - available / 64;
   report.live_data_blocks = store.live_data_blocks;
   report.node_blocks = store.live_node_blocks;
+  report.shared_blocks = store.shared_blocks;
+  report.extra_references = store.extra_references;
   report.reserved_blocks = store.ledger.outstanding;
   report.free_segments = store.segments.free_count();
   report.segment_count = store.geometry.segment_count;

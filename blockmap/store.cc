@@ -52,6 +52,8 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   inode_count = state.inode_count;
   live_data_blocks = state.live_data_blocks;
   live_node_blocks = state.live_node_blocks;
+  shared_blocks = state.shared_blocks;
+  extra_references = state.extra_references;
   epoch = state.epoch;
   copy_rates = state.copy_rates;
   commit_number = state.commit;

@@ -21,6 +21,7 @@
 
 #include "blockmap/btree.h"
 #include "blockmap/key.h"
+#include "blockmap/share_range.h"
 #include "blockmap/space.h"
 #include "offload/base/sync.h"
 #include "offload/copy_engine.h"
@@ -93,6 +94,14 @@ struct Mapping {
   uint64_t end() const { return file_block + count; }
 };
 
+// Where a run of virtual blocks lies.
+struct BlockPlace {
+  uint64_t virtual_block = 0;
+  uint64_t physical_block = 0;
+  uint64_t count = 0;
+  bool shared = false;  // it has more than one reference
+};
+
 // Data copied by the copy engine to new places, not yet part of any file.
 struct StagedRun {
   uint64_t virtual_block = 0;
@@ -141,8 +150,11 @@ class Transaction {
   // 0 with kExtentUnwritten preallocates. What the range named before loses a reference.
   void map_extent(uint64_t ino, uint64_t file_block, uint64_t count, uint64_t virtual_block,
                   uint32_t flags);
-  // One more reference to each block of a virtual range (which must be mapped).
-  void add_references(uint64_t virtual_block, uint64_t count);
+  // Replaces the target range's mapping: it names the blocks that the source range names, which must all
+  // have been written; where that has a hole or unwritten blocks the target gets a hole. apply() says
+  // kTooManyLinks, with nothing changed, where a block has as many references as can be counted.
+  // REQUIRES: range.valid().
+  void share_extents(const ShareRange& range);
   // Places data and maps it. Writing starts when the transaction is applied.
   void write_data(DataRun run);
   // Maps data that Store::copy_blocks() staged.
@@ -187,6 +199,8 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
   uint64_t dead_blocks = 0;      // in segments that still hold live data
   uint64_t winnable_blocks = 0;  // that garbage collection can make free; available has them
   uint64_t node_blocks = 0;      // tree nodes, all copies
+  uint64_t shared_blocks = 0;    // of live_data_blocks: with more than one reference …
+  uint64_t extra_references = 0; // … and the references to them beyond the first
   uint64_t reserved_blocks = 0;  // promised to operations under way
   uint64_t free_segments = 0;
   uint64_t segment_count = 0;
@@ -283,6 +297,11 @@ class Store {
   // belongs to a buffer. Errors: kChecksum, kIo, kCorrupt (not mapped).
   Task<Result<>> read_blocks(BlockRange virtual_blocks, std::byte* target);
 
+  // Checksums of mapped virtual blocks, freed of their numbers: equal for equal contents.
+  Task<Result<std::vector<uint32_t>>> content_checksums(BlockRange virtual_blocks);
+  // Where mapped virtual blocks lie, in order, at most `limit` runs. Errors: kCorrupt (not mapped).
+  Task<Result<std::vector<BlockPlace>>> locate(BlockRange virtual_blocks, uint64_t limit);
+
   // --- Changing ---
   uint64_t allocate_inode();  // a number never handed out before
   // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
@@ -293,9 +312,11 @@ class Store {
   Task<Result<Transaction>> begin(Reservation reservation);
   // Has the copy engine copy mapped blocks to new space. The sources must stay mapped meanwhile (inode
   // lock). On success the runs together hold all of the sources, in order; on an error a prefix, and
-  // *error says why. `reservation` covers the target blocks.
+  // *error says why. `reservation` covers the target blocks. Without `may_use_host` the data does not go
+  // through memory (a sample that is read back apart): what no device path can copy is an error.
   Task<std::vector<StagedRun>> copy_blocks(const std::vector<BlockRange>* virtual_sources,
-                                           Reservation* reservation, Result<>* error);
+                                           Reservation* reservation, Result<>* error,
+                                           bool may_use_host = true);
 
   // --- Durability ---
   Task<Result<>> commit();      // everything done before the call is durable after it

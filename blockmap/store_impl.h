@@ -1,5 +1,5 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
-// mapper.cc (extents, vmap, references), data_writer.cc (placing data, chunks), log_writer.cc (the log
+// mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), log_writer.cc (the log
 // chain), commit.cc, checkpoint.cc, recovery.cc, space.cc, read.cc, copy.cc, verify.cc, store.cc, and
 // garbage collection: gc_summary.cc (what a segment holds), gc_relocate.cc (moving it), gc_publish.cc
 // (its new places), gc_pacing.cc (when).
@@ -135,6 +135,12 @@ struct GcState {
   bool asleep = false;
 };
 
+// Of tree records that a piece shared by two files adds: an extent and a vref.
+inline constexpr uint64_t kSharedPieceBytes = 2 * (sizeof(ondisk::Key) + sizeof(ondisk::Extent));
+static_assert(sizeof(ondisk::Extent) == sizeof(ondisk::Vref));
+// So many cost a recovery what a block of log does.
+inline constexpr uint64_t kSharedPiecesPerLogBlock = 64;
+
 struct PhysicalSource;  // copy.cc: blocks to be copied
 
 // Somebody who resolves virtual blocks to places and then reads there: no segment that is freed from
@@ -153,7 +159,7 @@ class ReaderTicket {
 };
 
 struct Transaction::State {
-  enum class Kind : uint8_t { kPut, kErase, kMapExtent, kAddReferences, kWriteData, kMapStaged };
+  enum class Kind : uint8_t { kPut, kErase, kMapExtent, kShareExtents, kWriteData, kMapStaged };
   struct Op {
     Kind kind{};
     Key key;
@@ -163,6 +169,7 @@ struct Transaction::State {
     uint64_t count = 0;
     uint64_t virtual_block = 0;
     uint32_t flags = 0;
+    ShareRange share;
     DataRun run;
     StagedRun staged;
   };
@@ -208,6 +215,8 @@ struct Store::Impl {
   uint64_t inode_count = 0;
   uint64_t live_data_blocks = 0;
   uint64_t live_node_blocks = 0;
+  uint64_t shared_blocks = 0;
+  uint64_t extra_references = 0;
   uint64_t epoch = 0;
 
   // --- log ---
@@ -224,6 +233,7 @@ struct Store::Impl {
   uint64_t log_previous = 0;
   std::vector<uint64_t> log_chain;   // pinned segments of the log since the last durable checkpoint
   uint64_t log_blocks = 0;           // written since the last freeze
+  uint64_t shared_pieces_logged = 0; // since then: a short record that takes long to be repeated
   uint64_t unflushed_data_blocks = 0;
 
   // --- commits ---
@@ -293,10 +303,17 @@ struct Store::Impl {
                                   uint64_t virtual_block, uint32_t flags);
   Task<Result<>> apply_insert_vmap(uint64_t virtual_block, uint64_t physical_block,
                                    uint32_t generation, const std::vector<uint32_t>* checksums);
-  Task<Result<>> apply_add_references(uint64_t virtual_block, uint64_t count);
-  Task<Result<>> drop_virtual(uint64_t virtual_block, uint64_t count, bool maybe_shared);
+  Task<Result<>> insert_extents(uint64_t ino, uint64_t file_block, uint64_t count,
+                                uint64_t virtual_block, uint32_t flags);
   Task<Result<>> free_virtual(uint64_t virtual_block, uint64_t count);
   Task<Result<>> apply_record(const Record& record);
+
+  // share.cc
+  Task<Result<>> prefetch_share(ShareRange range);
+  Task<Result<>> check_reference_room(uint64_t virtual_block, uint64_t count);
+  Task<Result<>> apply_share_extents(ShareRange range);
+  Task<Result<>> add_references(uint64_t virtual_block, uint64_t count);
+  Task<Result<>> drop_virtual(uint64_t virtual_block, uint64_t count, bool maybe_shared);
 
   // gc_publish.cc
   Task<Result<uint64_t>> apply_move_vmap(VmapMove move);  // compare and set; the blocks moved
@@ -407,7 +424,7 @@ struct Store::Impl {
   CopyRates copy_rates;             // what the next superblock keeps
   uint64_t copy_verify_credit = 0;  // hundredths of a block
   Task<Result<std::vector<ChunkCopy>>> stage_copy(const PhysicalSource* source, uint64_t from,
-                                                  Reservation* reservation);
+                                                  Reservation* reservation, bool may_use_host);
   Task<> copy_chunk(ChunkCopy* copy, WaitGroup* group);
   void add_staged_runs(const ChunkCopy& copy, std::vector<StagedRun>* runs) const;
   Task<bool> verify_copy(const std::vector<BlockRange>* sources, uint64_t target, uint64_t count,

@@ -47,12 +47,14 @@ void Transaction::map_extent(uint64_t ino, uint64_t file_block, uint64_t count,
   state_->ops.push_back(std::move(op));
 }
 
-void Transaction::add_references(uint64_t virtual_block, uint64_t count) {
-  COFS_ASSERT(count > 0);
+void Transaction::share_extents(const ShareRange& range) {
+  COFS_ASSERT(range.valid());
   State::Op op;
-  op.kind = State::Kind::kAddReferences;
-  op.virtual_block = virtual_block;
-  op.count = count;
+  op.kind = State::Kind::kShareExtents;
+  op.ino = range.target_ino;
+  op.file_block = range.target_block;
+  op.count = range.count;
+  op.share = range;
   state_->ops.push_back(std::move(op));
 }
 
@@ -97,7 +99,10 @@ Task<Result<>> Store::Impl::prefetch(const Transaction::State& state) {
       COFS_CO_TRY(value);
       continue;
     }
-    if (op.kind == Kind::kAddReferences) continue;
+    if (op.kind == Kind::kShareExtents) {
+      auto shared = co_await prefetch_share(op.share);
+      COFS_CO_TRY(shared);
+    }
     auto extents = co_await store->map_range(op.ino, op.file_block, op.count, kExtentsLookedAt);
     COFS_CO_TRY(extents);
     for (const Mapping& extent : *extents) {
@@ -134,9 +139,9 @@ Task<Result<>> Store::Impl::apply(Transaction::State& state, bool into_log) {
         result = co_await apply_map_extent(op.ino, op.file_block, op.count, op.virtual_block,
                                            op.flags);
         break;
-      case Kind::kAddReferences:
-        writer.add_references(op.virtual_block, op.count);
-        result = co_await apply_add_references(op.virtual_block, op.count);
+      case Kind::kShareExtents:
+        writer.share_extents(op.share);
+        result = co_await apply_share_extents(op.share);
         break;
       case Kind::kWriteData:
         result = co_await place_run(&op.run, into_log);

@@ -60,6 +60,8 @@ class Verifier {
   std::vector<ExtentSeen> extents_;
   std::vector<VmapSeen> vmaps_;
   std::vector<VrefRange> vrefs_;
+  uint64_t shared_blocks_ = 0;
+  uint64_t extra_references_ = 0;
   std::vector<NodeSeen> nodes_;
   std::map<uint64_t, uint64_t> data_live_;  // by segment
   std::map<uint64_t, uint64_t> node_live_;
@@ -137,6 +139,8 @@ void Verifier::see_record(const Key& key, Bytes value) {
       auto vref = parse_vref(key, value);
       if (!vref) return bad("vref", vref.error());
       vrefs_.push_back(*vref);
+      shared_blocks_ += vref->count;
+      extra_references_ += vref->count * (vref->references - 1);
       break;
     }
     case ondisk::KeyType::kSegment: {
@@ -309,6 +313,8 @@ Task<Result<>> Verifier::check_segments() {
   expect_equal(store_.segments.node_segments(), node_segments, "the count of node segments");
   expect_equal(store_.live_data_blocks, live_data, "the count of live data blocks");
   if (exact_nodes) expect_equal(store_.live_node_blocks, live_nodes, "the count of node blocks");
+  expect_equal(store_.shared_blocks, shared_blocks_, "the count of shared blocks");
+  expect_equal(store_.extra_references, extra_references_, "the count of extra references");
   expect_equal(store_.inode_count, report_.inodes, "the count of inodes");
   if (max_virtual_ >= store_.next_virtual) problem("the next virtual block number is in use", true);
   if (max_inode_ >= store_.next_inode) problem("the next inode number is in use", true);

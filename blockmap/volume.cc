@@ -96,7 +96,8 @@ Result<> check_state(const Geometry& geometry, const VolumeState& state) {
       state.log.sequence == 0 || state.log.segment >= geometry.segment_count ||
       state.log.next_segment >= geometry.segment_count ||
       state.log.after_segment >= geometry.segment_count ||
-      state.log.block > geometry.segment_blocks) {
+      state.log.block > geometry.segment_blocks || state.shared_blocks > state.live_data_blocks ||
+      state.shared_blocks > state.extra_references) {
     return fail(Code::kCorrupt, "superblock: impossible state");
   }
   for (const OpenPosition& stream : state.streams) {
@@ -233,6 +234,8 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.live_node_blocks = state.live_node_blocks;
   out.inode_count = state.inode_count;
   out.node_segments = state.node_segments;
+  out.shared_blocks = state.shared_blocks;
+  out.extra_references = state.extra_references;
   for (size_t i = 0; i < state.streams.size(); i++) {
     out.streams[i].segment = state.streams[i].segment;
     out.streams[i].next_block = state.streams[i].next_block;
@@ -298,6 +301,8 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   state.live_node_blocks = in.live_node_blocks;
   state.inode_count = in.inode_count;
   state.node_segments = in.node_segments;
+  state.shared_blocks = in.shared_blocks;
+  state.extra_references = in.extra_references;
   for (size_t i = 0; i < state.streams.size(); i++) {
     state.streams[i].segment = in.streams[i].segment;
     state.streams[i].next_block = in.streams[i].next_block;

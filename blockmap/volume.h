@@ -86,6 +86,8 @@ struct VolumeState {
   uint64_t live_node_blocks = 0;
   uint64_t inode_count = 0;
   uint64_t node_segments = 0;
+  uint64_t shared_blocks = 0;     // with more than one reference
+  uint64_t extra_references = 0;  // to these, beyond the first
   std::array<OpenPosition, ondisk::kStreamCount> streams;
   CopyRates copy_rates;
 };

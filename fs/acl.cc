@@ -136,4 +136,34 @@ uint32_t Acl::create(uint32_t mode) {
   return mode;
 }
 
+// The first class that the caller belongs to decides: owner, named users, all groups together, others.
+bool Acl::permits(uint16_t permissions, uint32_t owner, uint32_t group, const Caller& caller) const {
+  uint16_t mask = 7;
+  for (const Entry& entry : entries_) {
+    if (entry.tag == kMask) mask = entry.permissions;
+  }
+  const auto grants = [&](uint16_t granted) { return (granted & permissions) == permissions; };
+  bool in_a_group = false;
+  uint16_t others = 0;
+  for (const Entry& entry : entries_) {
+    switch (entry.tag) {
+      case kUserObj:
+        if (caller.uid == owner) return grants(entry.permissions);
+        break;
+      case kUser:
+        if (caller.uid == entry.id) return grants(entry.permissions & mask);
+        break;
+      case kGroupObj:
+      case kGroup:
+        if (!caller.in_group(entry.tag == kGroupObj ? group : entry.id)) break;
+        if (grants(entry.permissions & mask)) return true;
+        in_a_group = true;
+        break;
+      case kOther: others = entry.permissions; break;
+      default: break;
+    }
+  }
+  return !in_a_group && grants(others);
+}
+
 }  // namespace cofs

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "fs/types.h"
 #include "offload/base/error.h"
 
 namespace cofs {
@@ -50,6 +51,9 @@ class Acl {
   uint32_t mode_bits() const;
   // True if mode_bits() say all that the ACL says.
   bool equals_mode() const;
+  // Whether it grants all of `permissions` (rwx: 4, 2, 1) on a file of this owner and group; POSIX.1e
+  // 23.1.5, root's privileges not counted.
+  bool permits(uint16_t permissions, uint32_t owner, uint32_t group, const Caller& caller) const;
   // After chmod: owner, mask (or group) and other become what `mode` says.
   void apply_mode(uint32_t mode);
   // For a new file whose directory has this as default: limits the ACL by the mode asked for, and

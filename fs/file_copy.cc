@@ -1,5 +1,5 @@
-// copy_range: bytes from one file to another (or within one), by the copy engine wherever whole blocks
-// allow it.
+// Copies: bytes from one file to another (or within one), by the copy engine, or by sharing, wherever whole
+// blocks allow it.
 //
 // The request is cut into a head, whole blocks, and a tail. Where source and target offsets are
 // congruent the blocks between go through the engine, in batches: the source's mapping is read, its
@@ -19,22 +19,6 @@
 
 namespace cofs {
 
-struct Files::Impl::CopyJob {
-  CopyJob(InodeRef s, InodeRef t, uint64_t so, uint64_t to, uint64_t n)
-      : source(std::move(s)), target(std::move(t)), source_offset(so), target_offset(to), length(n) {}
-  InodeRef source;
-  InodeRef target;
-  uint64_t source_offset;
-  uint64_t target_offset;
-  uint64_t length;
-  uint64_t done = 0;  // bytes published
-
-  uint64_t source_at() const { return source_offset + done; }
-  uint64_t target_at() const { return target_offset + done; }
-  uint64_t left() const { return length - done; }
-  bool same_file() const { return source.get() == target.get(); }
-};
-
 // Whole blocks to be copied and published together.
 struct Files::Impl::CopyBatch {
   explicit CopyBatch(Executor& executor) : done(executor) {}
@@ -48,6 +32,7 @@ struct Files::Impl::CopyBatch {
   std::vector<Piece> pieces;        // in file order, sums to count
   std::vector<BlockRange> sources;  // virtual ranges of the data pieces, in order, merged
   uint64_t data_blocks = 0;
+  bool may_use_host = true;
 
   // What became of it.
   Reservation space;
@@ -148,6 +133,7 @@ Task<Result<>> Files::Impl::copy_by_host(CopyJob& job, uint64_t length) {
 Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t count,
                                        CopyBatch* batch) {
   batch->source_block = first;
+  batch->may_use_host = !job.strict();
   batch->target_block =
       (job.target_offset + (bytes_of_blocks(first) - job.source_offset)) / kBlockBytes;
   auto replaced = co_await store.map_range(job.target->ino, batch->target_block, count,
@@ -201,7 +187,8 @@ Task<> Files::Impl::copy_batch(CopyBatch* batch) {
   if (space) {
     batch->space = std::move(*space);
     if (!batch->sources.empty()) {
-      batch->runs = co_await store.copy_blocks(&batch->sources, &batch->space, &batch->copied);
+      batch->runs = co_await store.copy_blocks(&batch->sources, &batch->space, &batch->copied,
+                                               batch->may_use_host);
     }
   } else {
     batch->copied = fail(space.error());
@@ -270,6 +257,25 @@ Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t c
   }
 }
 
+// Source blocks [first, end) to the target, as the job's policy says.
+Task<Result<>> Files::Impl::move_blocks(CopyJob& job, uint64_t first, uint64_t end) {
+  if (job.policy == CopyPolicy::kCopy) co_return co_await copy_blocks(job, first, end - first);
+  if (job.policy == CopyPolicy::kStrictDevice) {
+    auto copied = co_await copy_blocks(job, first, end - first);
+    if (copied || copied.error().code == Code::kNoSpace || store.shut_down()) co_return copied;
+    first = blocks_of_bytes(job.source_at());  // the device could not: the rest is shared
+    co_return co_await share_blocks(job, first, end - first);
+  }
+  auto shared = co_await share_blocks(job, first, end - first);
+  if (shared || shared.error().code != Code::kTooManyLinks) co_return shared;
+  if (job.policy == CopyPolicy::kStrictShare) {
+    co_return fail(Code::kInvalid, "a clone of blocks that have as many references as can be counted",
+                   job.source->ino);
+  }
+  first = blocks_of_bytes(job.source_at());
+  co_return co_await copy_blocks(job, first, end - first);
+}
+
 Task<Result<>> Files::Impl::run_copy(CopyJob& job) {
   Inode& source = *job.source;
   Inode& target = *job.target;
@@ -280,16 +286,23 @@ Task<Result<>> Files::Impl::run_copy(CopyJob& job) {
   const uint64_t source_end = job.source_offset + job.length;
   uint64_t end = source_end / kBlockBytes;
   // The block at the source's end counts as whole if the target ends there too: what follows in it is
-  // zero. (Within one file, it might be the block that the copy is appended to.)
+  // zero. (Within one file, it might be the block that a head is copied into.)
   const bool ends_both = source_end == source.size &&
-                         job.target_offset + job.length >= target.size && !job.same_file();
+                         job.target_offset + job.length >= target.size &&
+                         (!job.same_file() || job.source_offset % kBlockBytes == 0);
   if (ends_both) end = blocks_of_bytes(source_end);
   if (congruent && end > first && !is_inline(source)) {
     auto settled = co_await settle_range(job.source, first, end - first);
     COFS_CO_TRY(settled);
   }
   if (!congruent || end <= first || is_inline(source)) {
+    if (job.strict() && !is_inline(source)) {
+      co_return fail(Code::kInvalid, "a clone that is not made of whole blocks", source.ino);
+    }
     co_return co_await copy_by_host(job, std::min(job.length, kHostCopyBytesMax));
+  }
+  if (job.strict() && (job.source_offset % kBlockBytes != 0 || bytes_of_blocks(end) < source_end)) {
+    co_return fail(Code::kInvalid, "a clone that is not made of whole blocks", source.ino);
   }
   BlockHold source_hold(source);
   BlockHold target_hold(target);
@@ -297,48 +310,41 @@ Task<Result<>> Files::Impl::run_copy(CopyJob& job) {
   COFS_CO_TRY(blocks);
   auto head = co_await copy_by_host(job, bytes_of_blocks(first) - job.source_offset);
   COFS_CO_TRY(head);
-  auto middle = co_await copy_blocks(job, first, end - first);
+  auto middle = co_await move_blocks(job, first, end);
   COFS_CO_TRY(middle);
   co_return co_await copy_by_host(job, job.left());
 }
 
-Task<Result<CopyResult>> Files::copy_range(uint64_t source_ino, uint64_t source_offset,
-                                           uint64_t target_ino, uint64_t target_offset,
-                                           uint64_t length) {
-  CopyResult copied;
-  auto source = co_await impl_->get_file(source_ino);
-  COFS_CO_TRY(source);
-  auto target = co_await impl_->get_file(target_ino);
-  COFS_CO_TRY(target);
-  auto room = co_await impl_->throttle();
-  COFS_CO_TRY(room);
-
-  SharedMutex::Guard source_guard;
-  SharedMutex::Guard target_guard;
-  if (source_ino < target_ino) source_guard = co_await (*source)->lock.lock_shared();
-  target_guard = co_await (*target)->lock.lock_exclusive();
-  if (source_ino > target_ino) source_guard = co_await (*source)->lock.lock_shared();
-  if ((*source)->deleted) co_return fail(Code::kStale, "copy source", source_ino);
-  auto allowed = Impl::check_changeable(**target, target_offset >= (*target)->size);
+Task<Result<uint64_t>> Files::copy_locked(InodeRef source, InodeRef target, CopyRequest request,
+                                          CopyPolicy policy) {
+  auto allowed = Impl::check_changeable(*target, request.target_offset >= target->size);
   COFS_CO_TRY(allowed);
-
-  const uint64_t size = (*source)->size;
-  length = std::min(length, impl_->options.copy_bytes_max);
-  length = std::min(length, source_offset < size ? size - source_offset : 0);
-  if (length == 0) co_return copied;
-  if (target_offset >= kFileBytesMax) co_return fail(Code::kFileTooBig, "copy", target_ino);
-  length = std::min(length, kFileBytesMax - target_offset);
-  if (source_ino == target_ino && source_offset < target_offset + length &&
-      target_offset < source_offset + length) {
-    co_return fail(Code::kInvalid, "copy onto itself", target_ino);
+  const uint64_t size = source->size;
+  uint64_t length = request.length;
+  if (policy == CopyPolicy::kCopy || policy == CopyPolicy::kStrictDevice) {
+    length = std::min(length, impl_->options.copy_bytes_max);
   }
-  Impl::CopyJob job(*source, *target, source_offset, target_offset, length);
+  length = std::min(length, request.source_offset < size ? size - request.source_offset : 0);
+  if (length == 0) co_return 0;
+  if (request.target_offset >= kFileBytesMax) co_return fail(Code::kFileTooBig, "copy", target->ino);
+  length = std::min(length, kFileBytesMax - request.target_offset);
+  if (source.get() == target.get() && request.source_offset < request.target_offset + length &&
+      request.target_offset < request.source_offset + length) {
+    co_return fail(Code::kInvalid, "copy onto itself", target->ino);
+  }
+  Impl::CopyJob job(source, target, request.source_offset, request.target_offset, length, policy);
   auto result = co_await impl_->run_copy(job);
   if (!result && job.done == 0) co_return fail(result.error());
-  impl_->note_access(**source);
-  impl_->flush_if_due(*target);
-  copied.bytes = job.done;
-  co_return copied;
+  co_return job.done;
+}
+
+void Files::copied(InodeRef source, InodeRef target) {
+  impl_->note_access(*source);
+  impl_->flush_if_due(target);
+}
+
+bool Files::device_copies() const {
+  return impl_->store.copy_engine_for(kRateRangeBlocks.back()) != "host";
 }
 
 }  // namespace cofs

@@ -161,6 +161,16 @@ bool FileData::overlaps(uint64_t file_block, uint64_t count) const {
   return at != claims_.end() && at->first < file_block + count;
 }
 
+std::vector<BlockRange> FileData::dirty_ranges(uint64_t file_block, uint64_t count) const {
+  const uint64_t end = file_block + count;
+  std::vector<BlockRange> ranges;
+  for (auto at = first_ending_after(dirty_, file_block); at != dirty_.end() && at->first < end; ++at) {
+    const uint64_t from = std::max(at->first, file_block);
+    ranges.push_back(BlockRange{from, std::min(at->first + at->second.count, end) - from});
+  }
+  return ranges;
+}
+
 uint64_t FileData::dirty_blocks_in(uint64_t file_block, uint64_t count) const {
   const uint64_t end = file_block + count;
   uint64_t blocks = 0;

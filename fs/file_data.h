@@ -61,6 +61,8 @@ class FileData {
   // True if any block of the range is in memory (dirty or in flight).
   bool overlaps(uint64_t file_block, uint64_t count) const;
   bool overlaps_dirty(uint64_t file_block, uint64_t count) const;
+  // The dirty ones, in order.
+  std::vector<BlockRange> dirty_ranges(uint64_t file_block, uint64_t count) const;
   // How many blocks of the range are dirty.
   uint64_t dirty_blocks_in(uint64_t file_block, uint64_t count) const;
   // The first file block at or after `file_block` that is in memory.

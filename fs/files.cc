@@ -23,6 +23,10 @@ Files::Files(Store& store, InodeTable& inodes, Environment& environment, const F
 Files::~Files() = default;
 
 uint64_t Files::edge_bytes_copied() const { return impl_->edge_bytes; }
+uint64_t Files::shared_bytes() const { return bytes_of_blocks(impl_->shared_blocks); }
+
+Task<Result<InodeRef>> Files::get_file(uint64_t ino) { return impl_->get_file(ino); }
+Task<Result<>> Files::make_room() { return impl_->throttle(); }
 
 Files::Impl::DataChange::~DataChange() {
   impl_.dirty_blocks += inode_.data.dirty_blocks() - blocks_;

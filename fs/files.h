@@ -19,6 +19,13 @@
 
 namespace cofs {
 
+enum class CopyPolicy : uint8_t {
+  kCopy,          // by the copy engine, as it sees fit
+  kShare,         // shared blocks; by the engine where a block cannot have more references
+  kStrictShare,   // whole blocks only; only shared
+  kStrictDevice,  // whole blocks only; by a device path, else shared
+};
+
 class Files {
  public:
   Files(Store& store, InodeTable& inodes, Environment& environment, const FsOptions& options,
@@ -30,12 +37,29 @@ class Files {
   Task<Result<>> write(uint64_t ino, WriteData data, bool append, bool kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length);
   Task<Result<uint64_t>> seek(uint64_t ino, uint64_t offset, bool for_data);
-  Task<Result<CopyResult>> copy_range(uint64_t source, uint64_t source_offset, uint64_t target,
-                                      uint64_t target_offset, uint64_t length);
+  Task<Result<FileMap>> map_extents(uint64_t ino, uint64_t start, uint64_t length, uint64_t limit,
+                                    bool sync);
 
   // With the inode's exclusive lock held by the caller: changes the size, frees or zeroes what lies
   // beyond, updates times and marks the inode dirty. Long truncations run in logged steps.
   Task<Result<>> set_size(Inode& inode, uint64_t size);
+  // For copies. The regular file `ino` (kIsDirectory, kInvalid, those of InodeTable::get), and, without
+  // locks, room in memory for what a copy makes dirty.
+  Task<Result<InodeRef>> get_file(uint64_t ino);
+  Task<Result<>> make_room();
+  // With the source's lock (shared or exclusive) and the target's exclusive lock held: copies a prefix of
+  // request's range; all or nothing of it is in the target up to the length returned. Longer ranges
+  // than options.copy_bytes_max are cut where data is copied.
+  Task<Result<uint64_t>> copy_locked(InodeRef source, InodeRef target, CopyRequest request,
+                                     CopyPolicy policy);
+  // After a copy: access time, flushing.
+  void copied(InodeRef source, InodeRef target);
+  // Whether the device, or the filesystem that holds the image, copies long ranges.
+  bool device_copies() const;
+  // Locked as for copy_locked: compares whole blocks (or up to the ends of both files) and has the target
+  // name the source's blocks where they are the same. No time changes.
+  Task<Result<bool>> share_if_same(InodeRef source, InodeRef target, uint64_t source_offset,
+                                   uint64_t target_offset, uint64_t length);
   // Frees all data of a file that nobody can open any more, in steps; exclusive lock held.
   Task<Result<>> free_data(Inode& inode);
   // At open after a crash: completes logged truncations.
@@ -51,6 +75,7 @@ class Files {
 
   // Bytes that copy_range moved by the host, because the copy engine works in whole blocks.
   uint64_t edge_bytes_copied() const;
+  uint64_t shared_bytes() const;
 
  private:
   struct Impl;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "fs/files.h"
@@ -28,6 +29,9 @@ inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two tr
 inline constexpr size_t kCopyBatchesUnderWay = 2;
 inline constexpr uint64_t kCopyBatchExtents = 16'384;   // gathered for one transaction
 inline constexpr uint64_t kCopyBatchPieces = 512;       // of data and of holes in turn, mapped by it
+inline constexpr uint64_t kShareExtentsMin = 64;        // shared by one transaction, however small …
+inline constexpr uint64_t kShareExtentsMax = 16'384;    // … or large the store
+inline constexpr uint32_t kCompareBlocks = 256;         // of two files, read and compared at once
 inline constexpr uint64_t kHostCopyBytesMax = 8ULL << 20;  // of one copy_range without the engine
 inline constexpr uint64_t kDrainPollNs = 200'000;
 inline constexpr uint64_t kWatchNs = 20'000'000;        // between looks whether the store failed
@@ -39,6 +43,9 @@ static_assert(kFileBlocksMax == (kFileBytesMax >> kBlockShift) + 1);
 // vmap record that it cuts in two, its vmap records' heads, a vref.
 inline constexpr uint64_t kRunRecordBytes = 6 * (24 + 24);
 inline constexpr uint64_t kMapRecordBytes = 4 * (24 + 24);  // one map_extent without data
+
+// Records that one shared extent adds at worst: its own, and a count of references that is cut in three.
+inline constexpr uint64_t kShareRecordBytes = 4 * (24 + 24);
 
 inline Cost data_cost(uint64_t blocks, uint64_t runs) {
   const uint64_t checksums = blocks * 4 + blocks / ondisk::kVmapBlocksMax * 48;
@@ -187,16 +194,58 @@ struct Files::Impl {
   Task<Result<>> clear_range(Inode& inode, uint64_t offset, uint64_t length, uint32_t flags);
 
   // --- file_copy.cc (exclusive lock on the target, shared or exclusive on the source) ---
-  struct CopyJob;
+  struct CopyJob {
+    CopyJob(InodeRef s, InodeRef t, uint64_t so, uint64_t to, uint64_t n, CopyPolicy p)
+        : source(std::move(s)), target(std::move(t)), source_offset(so), target_offset(to), length(n),
+          policy(p) {}
+    InodeRef source;
+    InodeRef target;
+    uint64_t source_offset;
+    uint64_t target_offset;
+    uint64_t length;
+    CopyPolicy policy;
+    uint64_t done = 0;  // bytes published
+
+    uint64_t source_at() const { return source_offset + done; }
+    uint64_t target_at() const { return target_offset + done; }
+    uint64_t left() const { return length - done; }
+    bool same_file() const { return source.get() == target.get(); }
+    bool strict() const {
+      return policy == CopyPolicy::kStrictShare || policy == CopyPolicy::kStrictDevice;
+    }
+  };
   struct CopyBatch;
   // Each advances the job by what it copied and published.
   Task<Result<>> copy_by_host(CopyJob& job, uint64_t length);
   Task<Result<>> copy_blocks(CopyJob& job, uint64_t first, uint64_t count);
+  Task<Result<>> move_blocks(CopyJob& job, uint64_t first, uint64_t end);
   Task<Result<>> plan_batch(CopyJob& job, uint64_t first, uint64_t count, CopyBatch* batch);
   Task<> copy_batch(CopyBatch* batch);
   Task<Result<>> publish_batch(CopyJob& job, CopyBatch& batch);
   void publish_copy(CopyJob& job, uint64_t blocks);
   Task<Result<>> run_copy(CopyJob& job);
+
+  // --- file_share.cc (locks as for copies) ---
+  Task<Result<>> share_blocks(CopyJob& job, uint64_t first, uint64_t count);
+  // How many blocks of the range one transaction shares, and the extents among them.
+  struct ShareStep {
+    uint64_t blocks = 0;
+    uint64_t extents = 0;
+  };
+  Task<Result<ShareStep>> plan_share(ShareRange range);
+  Task<Result<Transaction>> begin_share(ShareRange* range);
+  Task<Result<>> share_quietly(ShareRange range);
+  struct Comparison {  // of some blocks of two files
+    bool same = true;        // the same bytes
+    bool identical = true;   // because they are the same blocks
+  };
+  Task<Result<Comparison>> compare_blocks(Inode& a, uint64_t a_block, Inode& b, uint64_t b_block,
+                                          uint32_t count);
+  Task<Result<std::vector<uint64_t>>> blocks_named(Inode& inode, uint64_t first, uint32_t count);
+
+  // --- file_map.cc (shared or exclusive lock) ---
+  Task<Result<>> map_stored(const Mapping& mapping, uint64_t limit, FileMap* map);
+  Task<Result<bool>> anything_after(Inode& inode, uint64_t block);
 
   Store& store;
   InodeTable& inodes;
@@ -225,6 +274,7 @@ struct Files::Impl {
 
   std::unordered_set<uint64_t> unfinished_truncations;  // inode numbers; a kLoggedOp record exists
   uint64_t edge_bytes = 0;
+  uint64_t shared_blocks = 0;    // by copies and dedupes
 };
 
 }  // namespace cofs

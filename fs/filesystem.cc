@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "fs/clones.h"
 #include "fs/files.h"
 #include "fs/names.h"
 
@@ -21,6 +22,8 @@ FileSystem::FileSystem(std::unique_ptr<Store> store, Environment environment, Fs
   inodes_ = std::make_unique<InodeTable>(*store_, environment_, options_.inodes_cached_max);
   files_ = std::make_unique<Files>(*store_, *inodes_, environment_, options_, *this);
   names_ = std::make_unique<Names>(*store_, *inodes_, *files_, environment_, options_);
+  clones_ =
+      std::make_unique<Clones>(*store_, *inodes_, *files_, *names_, environment_, options_);
   store_->set_client(this);
 }
 
@@ -194,7 +197,10 @@ Task<Result<Attributes>> FileSystem::open_file(uint64_t ino, bool truncate) {
   return names_->open_file(ino, truncate);
 }
 
-Task<> FileSystem::close_file(uint64_t ino) { return names_->close_file(ino); }
+Task<> FileSystem::close_file(uint64_t ino, uint64_t handle) {
+  clones_->file_closed(handle);
+  return names_->close_file(ino);
+}
 
 Task<> FileSystem::forget(uint64_t ino) { return names_->forget(ino); }
 
@@ -223,9 +229,40 @@ Task<Result<uint64_t>> FileSystem::seek_hole(uint64_t ino, uint64_t offset) {
 
 Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source_offset,
                                                 uint64_t target, uint64_t target_offset,
-                                                uint64_t length) {
-  return files_->copy_range(source, source_offset, target, target_offset, length);
+                                                uint64_t length, uint64_t source_handle) {
+  CopyRequest request;
+  request.source = source;
+  request.source_offset = source_offset;
+  request.target = target;
+  request.target_offset = target_offset;
+  request.length = length;
+  request.source_handle = source_handle;
+  return clones_->copy_range(request);
 }
+
+// --- Clones --------------------------------------------------------------------------------------
+
+Task<Result<CloneMode>> FileSystem::clone_mode_for(uint64_t ino) { return clones_->mode_for(ino); }
+
+Task<Result<>> FileSystem::announce_clone(OpenFile source, Announcement announcement) {
+  return clones_->announce(source, announcement);
+}
+
+Task<Result<DedupeToken>> FileSystem::make_dedupe_token(OpenFile source) {
+  return clones_->make_token(source);
+}
+
+Task<Result<DedupeResult>> FileSystem::dedupe(OpenFile target, DedupeRequest request,
+                                              Caller caller) {
+  return clones_->dedupe(target, request, std::move(caller));
+}
+
+Task<Result<FileMap>> FileSystem::map_file(uint64_t ino, uint64_t start, uint64_t length,
+                                           uint64_t limit, bool sync) {
+  return files_->map_extents(ino, start, length, limit, sync);
+}
+
+uint64_t FileSystem::shared_bytes() const { return files_->shared_bytes(); }
 
 // --- Durability and reports ----------------------------------------------------------------------
 

@@ -27,16 +27,13 @@ struct FsOptions {
   uint64_t inodes_cached_max = 65'536;
   uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond
   bool read_only = false;
+  CloneMode clone_mode = CloneMode::kDevice;  // where no attribute says otherwise
   FsOptions() = default;
 };
 
 enum class RenameFlags : uint32_t { kNone = 0, kNoReplace = 1, kExchange = 2, kWhiteout = 4 };
 
 enum class AllocateMode : uint8_t { kAllocate, kKeepSize, kPunchHole, kZeroRange, kZeroKeepSize };
-
-struct CopyResult {
-  uint64_t bytes = 0;
-};
 
 class FileSystem final : public CommitClient, public DataSink {
  public:
@@ -87,7 +84,8 @@ class FileSystem final : public CommitClient, public DataSink {
 
   // --- Open files. An unlinked file lives until its last close (and, over FUSE, forget()). ---
   Task<Result<Attributes>> open_file(uint64_t ino, bool truncate);
-  Task<> close_file(uint64_t ino);
+  // What was announced and asked for by `handle` ends (0: it never was).
+  Task<> close_file(uint64_t ino, uint64_t handle = 0);
   Task<> forget(uint64_t ino);  // the kernel dropped it: an unlinked, closed file is freed now
 
   // --- Data ---
@@ -99,9 +97,24 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length);
   Task<Result<uint64_t>> seek_data(uint64_t ino, uint64_t offset);  // kNoSuchOffset past the end
   Task<Result<uint64_t>> seek_hole(uint64_t ino, uint64_t offset);
-  // Copies through the copy engine; may be short (never 0 before the source's end).
+  // Copies through the copy engine, or shares blocks (fs/clones.h says which); may be short (never 0
+  // before the source's end).
   Task<Result<CopyResult>> copy_range(uint64_t source, uint64_t source_offset, uint64_t target,
-                                      uint64_t target_offset, uint64_t length);
+                                      uint64_t target_offset, uint64_t length,
+                                      uint64_t source_handle = 0);
+
+  // --- Clones; the errors are those that cofs_ioctl.h says ---
+  // What a copy into this file, or into files to be made below this directory, does.
+  Task<Result<CloneMode>> clone_mode_for(uint64_t ino);
+  Task<Result<>> announce_clone(OpenFile source, Announcement announcement);
+  Task<Result<DedupeToken>> make_dedupe_token(OpenFile source);
+  Task<Result<DedupeResult>> dedupe(OpenFile target, DedupeRequest request, Caller caller);
+  // The extents that touch [start, start + length), cut to its blocks, at most `limit`; with `sync`
+  // dirty data gets its place first.
+  Task<Result<FileMap>> map_file(uint64_t ino, uint64_t start, uint64_t length, uint64_t limit,
+                                 bool sync);
+  void set_clone_mode(CloneMode mode) { options_.clone_mode = mode; }
+  uint64_t shared_bytes() const;  // by copies and dedupes since the volume was opened
 
   // --- Durability and reports ---
   Task<Result<>> sync();  // everything
@@ -138,6 +151,7 @@ class FileSystem final : public CommitClient, public DataSink {
   std::unique_ptr<InodeTable> inodes_;
   std::unique_ptr<class Names> names_;
   std::unique_ptr<class Files> files_;
+  std::unique_ptr<class Clones> clones_;
 };
 
 }  // namespace cofs

@@ -1,5 +1,7 @@
 #include "fs/fuse_ops.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 
 namespace cofs {
@@ -24,6 +26,16 @@ constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
                              FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
                              FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
 
+// FUSE_COPY_FILE_RANGE_64 came with version 7.45 of the protocol (Linux 6.18) and libfuse 3.18, which
+// serves both operations by one handler.
+bool copies_64_by([[maybe_unused]] const fuse_conn_info& connection) {
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+  return connection.proto_major > 7 || connection.proto_minor >= 45;
+#else
+  return false;
+#endif
+}
+
 void on_init(void* userdata, fuse_conn_info* connection) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
   unsigned wanted = kWanted;
@@ -36,7 +48,7 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   connection->max_background = FuseServer::kBackgroundMax;
   connection->congestion_threshold = FuseServer::kBackgroundCongested;
   connection->time_gran = 1;
-  server.session_initialised();
+  server.session_initialised(copies_64_by(*connection));
 }
 
 // fuseblk only: umount(2) waits for this.
@@ -81,6 +93,38 @@ void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& 
   reply(server, [request, status = stat_of(attributes)] {
     fuse_reply_attr(request, &status, FuseServer::kAttributeSeconds);
   });
+}
+
+FileHandle FileHandle::opened(FuseServer& server, int flags) {
+  FileHandle file;
+  file.open = server.next_open();
+  const int mode = flags & O_ACCMODE;
+  file.readable = mode == O_RDONLY || mode == O_RDWR;
+  file.writable = mode == O_WRONLY || mode == O_RDWR;
+  file.synchronous = (flags & O_DSYNC) != 0;
+  return file;
+}
+
+FileHandle FileHandle::of(uint64_t fh) {
+  FileHandle file;
+  file.open = fh >> 3;
+  file.readable = (fh & 1) != 0;
+  file.writable = (fh & 2) != 0;
+  file.synchronous = (fh & 4) != 0;
+  return file;
+}
+
+uint64_t FileHandle::fh() const {
+  return open << 3 | (readable ? 1U : 0U) | (writable ? 2U : 0U) | (synchronous ? 4U : 0U);
+}
+
+OpenFile FileHandle::open_file(uint64_t ino) const {
+  OpenFile file;
+  file.handle = open;
+  file.ino = ino;
+  file.readable = readable;
+  file.writable = writable;
+  return file;
 }
 
 struct stat stat_of(const Attributes& attributes) {

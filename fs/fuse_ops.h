@@ -58,6 +58,20 @@ void reply(FuseServer& server, Send send) {
   server.monitor().defer(*new ReplyAction<Send>(server, std::move(send)));
 }
 
+// What fuse_file_info.fh says of an open file; the kernel hands it back with each request, and some of these
+// requests carry nothing else of the open. 0: a directory.
+struct FileHandle {
+  uint64_t open = 0;  // FuseServer::next_open()
+  bool readable = false;
+  bool writable = false;
+  bool synchronous = false;  // O_DSYNC or O_SYNC
+
+  static FileHandle opened(FuseServer& server, int flags);
+  static FileHandle of(uint64_t fh);
+  uint64_t fh() const;
+  OpenFile open_file(uint64_t ino) const;
+};
+
 void reply_errno(FuseServer& server, fuse_req_t request, int error_number);
 void reply_error(FuseServer& server, fuse_req_t request, const Error& error);
 void reply_status(FuseServer& server, fuse_req_t request, const Result<>& result);
@@ -77,6 +91,9 @@ void install_directory_operations(fuse_lowlevel_ops& operations);  // fuse_ops_d
 void install_attribute_operations(fuse_lowlevel_ops& operations);  // fuse_ops_attributes.cc
 void install_data_operations(fuse_lowlevel_ops& operations);       // fuse_ops_data.cc
 void install_ioctl_operations(fuse_lowlevel_ops& operations);      // fuse_ops_ioctl.cc
+// fuse_ops_clone.cc: the ioctls 16 … 31 of cofs_ioctl.h. False: it is none of these.
+bool on_clone_ioctl(fuse_req_t request, uint64_t ino, unsigned command, FileHandle file, const void* in,
+                    size_t in_size, size_t out_size);
 void install_session_operations(fuse_lowlevel_ops& operations);    // fuse_ops.cc: init, destroy
 
 }  // namespace cofs

@@ -17,12 +17,14 @@ namespace cofs {
 
 namespace {
 
-// The 32-bit reply of COPY_FILE_RANGE cannot say more.
+// The 32-bit reply of COPY_FILE_RANGE cannot say more. (Where there is a 64-bit one, the library shortens
+// requests of the old kind.)
 constexpr uint64_t kCopyReplyMax = 0x7ffff000;
 
-struct fuse_file_info open_reply(int flags) {
+struct fuse_file_info open_reply(FuseServer& server, int flags) {
   struct fuse_file_info file {};
   file.flags = flags;
+  file.fh = FileHandle::opened(server, flags).fh();
   file.keep_cache = 1;
   file.noflush = 1;
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 15)
@@ -46,7 +48,7 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, entry = entry_of(*opened), file = open_reply(flags)] {
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, flags)] {
     fuse_reply_create(request, &entry, &file);
   });
 }
@@ -57,11 +59,11 @@ Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int f
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, file = open_reply(flags)] { fuse_reply_open(request, &file); });
+  reply(server, [request, file = open_reply(server, flags)] { fuse_reply_open(request, &file); });
 }
 
-Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino) {
-  co_await server.fs().close_file(ino);
+Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t open) {
+  co_await server.fs().close_file(ino, open);
   reply_errno(server, request, 0);
 }
 
@@ -78,7 +80,7 @@ Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent,
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, entry = entry_of(*opened), file = open_reply(flags)] {
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, flags)] {
     fuse_reply_create(request, &entry, &file);
   });
 }
@@ -136,20 +138,41 @@ Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
   reply(server, [request, at = *found] { fuse_reply_lseek(request, static_cast<off_t>(at)); });
 }
 
-// Whoever copies takes 0 for the end of the file, EINTR and ENOSYS for "copy it yourself".
-Task<void> copy_range(FuseServer& server, fuse_req_t request, uint64_t source,
-                      uint64_t source_offset, uint64_t target, uint64_t target_offset,
-                      uint64_t length, bool synchronous) {
+struct CopyArguments {
+  uint64_t source = 0;
+  uint64_t source_offset = 0;
+  uint64_t target = 0;
+  uint64_t target_offset = 0;
+  uint64_t length = 0;
+  uint64_t source_open = 0;
+  bool synchronous = false;
+  CopyArguments() = default;
+};
+
+// Whoever copies takes 0 for the end of the file, and EINTR, ENOSYS, EOPNOTSUPP and EXDEV for "copy it
+// yourself", which a clone must not become.
+Error copy_error(const Error& error) {
+  switch (errno_of(error.code)) {
+    case EINTR:
+    case ENOSYS:
+    case EOPNOTSUPP:
+    case EXDEV: return Error(Code::kIo, error.what, error.where);
+    default: return error;
+  }
+}
+
+Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyArguments copy) {
   Result<CopyResult> copied =
-      co_await server.fs().copy_range(source, source_offset, target, target_offset, length);
+      co_await server.fs().copy_range(copy.source, copy.source_offset, copy.target,
+                                      copy.target_offset, copy.length, copy.source_open);
   if (!copied) {
-    reply_error(server, request, copied.error());
+    reply_error(server, request, copy_error(copied.error()));
     co_return;
   }
-  if (synchronous) {
+  if (copy.synchronous) {
     Result<> synced = co_await server.fs().sync();
     if (!synced) {
-      reply_error(server, request, synced.error());
+      reply_error(server, request, copy_error(synced.error()));
       co_return;
     }
   }
@@ -167,8 +190,8 @@ void on_open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
   start(request, open_file, ino, file->flags);
 }
 
-void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info*) {
-  start(request, close_file, ino);
+void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
+  start(request, close_file, ino, FileHandle::of(file->fh).open);
 }
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
@@ -236,17 +259,22 @@ void on_seek(fuse_req_t request, fuse_ino_t ino, off_t offset, int whence, fuse_
   }
 }
 
-void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset, fuse_file_info*,
-                   fuse_ino_t target, off_t target_offset, fuse_file_info* target_file,
-                   size_t length, int flags) {
+void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset,
+                   fuse_file_info* source_file, fuse_ino_t target, off_t target_offset,
+                   fuse_file_info* target_file, size_t length, int flags) {
   if (flags != 0 || source_offset < 0 || target_offset < 0) {
     fuse_reply_err(request, EINVAL);
     return;
   }
-  bool synchronous = (target_file->flags & O_DSYNC) != 0;
-  start(request, copy_range, source, static_cast<uint64_t>(source_offset), target,
-        static_cast<uint64_t>(target_offset), std::min<uint64_t>(length, kCopyReplyMax),
-        synchronous);
+  CopyArguments copy;
+  copy.source = source;
+  copy.source_offset = static_cast<uint64_t>(source_offset);
+  copy.target = target;
+  copy.target_offset = static_cast<uint64_t>(target_offset);
+  copy.length = server_of(request).copies_64() ? length : std::min<uint64_t>(length, kCopyReplyMax);
+  copy.source_open = FileHandle::of(source_file->fh).open;
+  copy.synchronous = FileHandle::of(target_file->fh).synchronous;
+  start(request, copy_range, copy);
 }
 
 }  // namespace

@@ -20,11 +20,6 @@ namespace {
 // 14 bits that an ioctl's number has for them.
 static_assert(_IOC_SIZE(COFS_IOC_STATISTICS) == sizeof(cofs_text_page));
 static_assert(sizeof(cofs_text_page) == 16024 && sizeof(cofs_server_info) == 56);
-static_assert(sizeof(cofs_query) == 64 && sizeof(cofs_announce) == 64);
-static_assert(sizeof(cofs_dedupe_token) == 16 && sizeof(cofs_dedupe) == 72);
-static_assert(sizeof(cofs_map_extent) == 32 && sizeof(cofs_map) == 48 + 400 * 32);
-static_assert(_IOC_SIZE(COFS_IOC_MAP) == sizeof(cofs_map));
-static_assert(sizeof(cofs_tune) == 32);
 
 constexpr unsigned kGoingDown = _IOR('X', 125, uint32_t);  // XFS_IOC_GOINGDOWN
 
@@ -163,12 +158,13 @@ void on_set_flags(fuse_req_t request, fuse_ino_t ino, const void* in, size_t siz
   }
 }
 
-void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_file_info*,
+void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_file_info* file,
               unsigned flags, const void* in, size_t in_size, size_t out_size) {
   if ((flags & FUSE_IOCTL_COMPAT) != 0) {
     fuse_reply_err(request, ENOTTY);
     return;
   }
+  if (on_clone_ioctl(request, ino, command, FileHandle::of(file->fh), in, in_size, out_size)) return;
   switch (command) {
     case FS_IOC_GETFLAGS:
     case FS_IOC_FSGETXATTR:

@@ -126,9 +126,13 @@ Outcome set_value(std::string_view option, MountOptions& options) {
       return wrong(option, "expected auto, always or never");
     }
   } else if (name == "clone") {
-    if (value == "share")
-      return wrong(option, "sharing is not available in this version; use clone=device");
-    if (value != "device") return wrong(option, "expected device");
+    if (value == "share") {
+      options.clone_mode = CloneMode::kShare;
+    } else if (value == "device") {
+      options.clone_mode = CloneMode::kDevice;
+    } else {
+      return wrong(option, "expected device or share");
+    }
   } else {
     return std::unexpected("unknown mount option: " + std::string(option));
   }
@@ -232,6 +236,7 @@ FsOptions MountOptions::fs_options() const {
   fs.access_times = access_times;
   fs.dirty_bytes_max = dirty_bytes;
   fs.read_only = read_only;
+  fs.clone_mode = clone_mode;
   return fs;
 }
 

@@ -38,6 +38,7 @@ struct MountOptions {
   uint32_t copy_verify_percent = 1;   // of what a device copied, read back and compared
   uint64_t copy_timeout_seconds = 30; // of one copy command
   CopyMeasuring copy_measuring = CopyMeasuring::kOnce;
+  CloneMode clone_mode = CloneMode::kDevice;
   std::vector<std::string> kernel_options;  // for the mount itself, in the order given
 
   StoreOptions store_options() const;

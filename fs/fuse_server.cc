@@ -218,7 +218,8 @@ void FuseServer::wait_for_replies() {
   idle_.wait(lock, [this] { return drained_; });
 }
 
-void FuseServer::session_initialised() {
+void FuseServer::session_initialised(bool copies_64) {
+  copies_64_.store(copies_64, std::memory_order_relaxed);
   Stage expected = Stage::kWaiting;
   stage_.compare_exchange_strong(expected, Stage::kInitialised);
   stage_.notify_all();

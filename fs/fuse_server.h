@@ -75,7 +75,11 @@ class FuseServer {
   const FuseServerOptions& options() const { return options_; }
   void request_started() { requests_.fetch_add(1, std::memory_order_relaxed); }
   void request_finished();
-  void session_initialised();  // the kernel's INIT is being answered
+  void session_initialised(bool copies_64);  // the kernel's INIT is being answered
+  // Whether one copy request and its reply may be longer than 32 bits can say.
+  bool copies_64() const { return copies_64_.load(std::memory_order_relaxed); }
+  // A number for an open file that no other one has; never 0.
+  uint64_t next_open() { return opens_.fetch_add(1, std::memory_order_relaxed) + 1; }
   void stop() { stopped_.store(true, std::memory_order_release); }
   // Tells the journal of a failure that a program only sees as EIO; the first hundred of them.
   void note_failure(const Error& error);
@@ -107,6 +111,8 @@ class FuseServer {
   bool mounted_ = false;
   std::atomic<Stage> stage_{Stage::kWaiting};
   std::atomic<bool> stopped_{false};
+  std::atomic<bool> copies_64_{false};
+  std::atomic<uint64_t> opens_{0};
   // Requests without a reply yet, and one for the server itself until it waits for the others.
   // Whoever takes it to zero sets drained_.
   std::atomic<uint64_t> requests_{1};

@@ -60,6 +60,8 @@ struct Inode {
 
   FileData data;  // written data that is not on the device yet
 
+  CloneChoice clone_choice = CloneChoice::kUnknown;  // kept from its attribute (Names::clone_choice)
+
   uint64_t open_count = 0;
   uint64_t synced_ns = 0;  // monotonic time of the last fsync of this file; 0: none
   bool dirty = false;     // differs from its record in the tree

@@ -44,6 +44,15 @@ class Names {
   Task<> close_file(uint64_t ino);
   Task<> forget(uint64_t ino);
 
+  // What an inode's attribute user.cofs.clone says, its lock being held (shared or exclusive).
+  Task<Result<CloneChoice>> clone_choice(Inode& inode);
+  // Whether mode and ACL let the caller write it; its lock is held. For what the kernel does not check.
+  Task<Result<bool>> may_write(Inode& inode, Caller caller);
+  // An empty regular file that has no name and never gets one; a crash leaves it to the next mount.
+  Task<Result<InodeRef>> make_temporary();
+  // Frees it in the background, once its lock is free. Nothing else refers to it any more.
+  void free_temporary(uint64_t ino);
+
   // Frees the files that were unlinked and open when the volume was last in use. To be spawned: it is
   // background work from the call on.
   Task<> free_orphans();

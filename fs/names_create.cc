@@ -15,14 +15,19 @@ struct Heritage {
   uint32_t gid = 0;
   std::string access_acl;   // empty: none
   std::string default_acl;  // empty: none
+  std::string_view clone;   // value of kCloneXattr; empty: none
   Heritage() = default;
 };
 
 // POSIX.1e and Linux: with a default ACL on the directory the umask does not count. S_ISGID in the
 // requested mode is final: Linux (6.0 and later) has already dropped it where the caller may not set it.
 Result<Heritage> inherit(const Inode& directory, const NewObject& object,
-                         const XattrSlot& parent_default) {
+                         const XattrSlot& parent_default, CloneChoice clone) {
   Heritage out;
+  if (S_ISREG(object.mode) || S_ISDIR(object.mode)) {
+    if (clone == CloneChoice::kShare) out.clone = "share";
+    if (clone == CloneChoice::kDevice) out.clone = "device";
+  }
   out.mode = object.mode;
   out.gid = object.caller->gid;
   const bool makes_directory = S_ISDIR(object.mode);
@@ -56,6 +61,7 @@ uint64_t cost_bytes(const NewObject& object, const Heritage& heritage) {
   if (!heritage.default_acl.empty()) {
     bytes += xattr_cost_bytes(kDefaultAclName, heritage.default_acl.size());
   }
+  if (!heritage.clone.empty()) bytes += xattr_cost_bytes(kCloneXattr, heritage.clone.size());
   return bytes;
 }
 
@@ -94,6 +100,9 @@ void put_object(Transaction& transaction, Inode& inode, const Inode& directory,
   }
   if (!heritage.default_acl.empty()) {
     put_first_xattr(transaction, inode, kDefaultAclName, heritage.default_acl, &index);
+  }
+  if (!heritage.clone.empty()) {
+    put_first_xattr(transaction, inode, kCloneXattr, heritage.clone, &index);
   }
 }
 
@@ -150,7 +159,9 @@ Task<Result<Attributes>> Names::Impl::make(uint64_t parent, NewObject* object) {
     COFS_CO_TRY(found);
     parent_default = std::move(*found);
   }
-  auto heritage = inherit(dir, *object, parent_default);
+  auto clone = co_await clone_choice(dir);
+  COFS_CO_TRY(clone);
+  auto heritage = inherit(dir, *object, parent_default, *clone);
   COFS_CO_TRY(heritage);
 
   auto transaction =

@@ -109,9 +109,12 @@ struct Names::Impl {
 
   Task<Result<Attributes>> make(uint64_t parent, NewObject* object);
 
+  Task<Result<CloneChoice>> clone_choice(Inode& inode);
+
   void touch_access_time(Inode& inode);
   // Frees an inode without names. What cannot be freed now stays an orphan for the next mount.
   Task<> free_inode(uint64_t ino);
+  Task<> free_inode_in_background(uint64_t ino);
   Task<Result<>> free_locked(Inode& inode);
   Task<> free_orphans();
   Task<Result<>> free_stale_orphan(uint64_t ino);

@@ -23,6 +23,12 @@ Result<> check_may_change(const Inode& inode, const std::string& name) {
   return {};
 }
 
+// kUnknown: no such value.
+CloneChoice parse_clone_choice(std::string_view value) {
+  if (value == "share") return CloneChoice::kShare;
+  return value == "device" ? CloneChoice::kDevice : CloneChoice::kUnknown;
+}
+
 // What is to be stored for an ACL, and the mode that comes with it.
 struct FoldedAcl {
   std::string value;  // empty: nothing is stored
@@ -94,6 +100,9 @@ Task<Result<>> Names::set_xattr(uint64_t ino, std::string name, std::string valu
   const SharedMutex::Guard guard = co_await (*inode)->lock.lock_exclusive();
   auto checked = check_may_change(**inode, name);
   COFS_CO_TRY(checked);
+  if (name == kCloneXattr && parse_clone_choice(value) == CloneChoice::kUnknown) {
+    co_return fail(Code::kInvalid, "user.cofs.clone is neither \"share\" nor \"device\"", ino);
+  }
   auto slot = co_await find_xattr(my.store, ino, &name);
   COFS_CO_TRY(slot);
   if (slot->found && create_only) co_return fail(Code::kExists, "attribute", ino);
@@ -116,6 +125,44 @@ Task<Result<>> Names::set_xattr(uint64_t ino, std::string name, std::string valu
   }
   auto changed = co_await my.change_xattr(**inode, &change, &*slot);
   co_return changed;
+}
+
+// Asked by every copy and creation: kept in the inode, and free where there are no attributes.
+Task<Result<CloneChoice>> Names::Impl::clone_choice(Inode& inode) {
+  if (inode.clone_choice != CloneChoice::kUnknown) co_return inode.clone_choice;
+  CloneChoice choice = CloneChoice::kMount;
+  if ((inode.flags & ondisk::kInodeHasXattrs) != 0) {
+    const std::string name(kCloneXattr);
+    auto slot = co_await find_xattr(store, inode.ino, &name);
+    COFS_CO_TRY(slot);
+    const CloneChoice stored = slot->found ? parse_clone_choice(slot->value) : CloneChoice::kUnknown;
+    if (stored != CloneChoice::kUnknown) choice = stored;
+  }
+  inode.clone_choice = choice;
+  co_return choice;
+}
+
+Task<Result<CloneChoice>> Names::clone_choice(Inode& inode) { return impl_->clone_choice(inode); }
+
+Task<Result<bool>> Names::may_write(Inode& inode, Caller caller) {
+  constexpr uint16_t kWrite = 2;
+  if ((inode.flags & ondisk::kInodeHasXattrs) != 0) {
+    const std::string name(kAccessAclName);
+    auto slot = co_await find_xattr(impl_->store, inode.ino, &name);
+    COFS_CO_TRY(slot);
+    if (slot->found) {
+      auto acl = Acl::parse(slot->value);
+      if (!acl) co_return fail(Code::kCorrupt, "access ACL", inode.ino);
+      co_return acl->permits(kWrite, inode.uid, inode.gid, caller);
+    }
+  }
+  uint32_t shift = 0;
+  if (caller.uid == inode.uid) {
+    shift = 6;
+  } else if (caller.in_group(inode.gid)) {
+    shift = 3;
+  }
+  co_return ((inode.mode >> shift) & kWrite) != 0;
 }
 
 Task<Result<>> Names::remove_xattr(uint64_t ino, std::string name) {
@@ -158,6 +205,7 @@ Task<Result<>> Names::Impl::change_xattr(Inode& inode, const XattrChange* change
   COFS_CO_TRY(applied);
   inode.flags = flags;
   inode.mode = change->mode;
+  if (*change->name == kCloneXattr) inode.clone_choice = CloneChoice::kUnknown;
   mark_changed(inode, environment.clock.wall(), false);
   co_return Result<>();
 }

@@ -2,6 +2,8 @@
 // then. Each has an orphan record from the transaction that took its last name, so that a file that
 // was in use at a crash is freed after the next mount.
 
+#include <sys/stat.h>
+
 #include "fs/names_impl.h"
 
 namespace cofs {
@@ -50,6 +52,35 @@ Task<Result<>> Names::Impl::free_locked(Inode& inode) {
   inodes.mark_deleted(inode);
   orphans.erase(inode.ino);
   co_return Result<>();
+}
+
+// It is nobody's to open, so it is freed by whoever made it, and never by forget().
+Task<Result<InodeRef>> Names::make_temporary() {
+  Impl& my = *impl_;
+  const uint64_t bytes = inode_cost_bytes(0) + kOrphanCostBytes;
+  auto transaction = co_await my.store.begin(Cost(0, bytes), SpaceClass::kUser);
+  COFS_CO_TRY(transaction);
+  InodeRef inode = my.inodes.create(S_IFREG | 0600);
+  transaction->put(Key::orphan(inode->ino), {});
+  my.orphans.try_emplace(inode->ino);  // before it can be seen in the tree: free_orphans()
+  auto applied = co_await transaction->apply();
+  if (!applied) {
+    my.orphans.erase(inode->ino);
+    my.inodes.mark_deleted(*inode);
+    co_return fail(applied.error());
+  }
+  co_return inode;
+}
+
+void Names::free_temporary(uint64_t ino) {
+  impl_->background_tasks++;
+  spawn(impl_->environment.executor, impl_->free_inode_in_background(ino));
+}
+
+Task<> Names::Impl::free_inode_in_background(uint64_t ino) {
+  if (!draining) co_await free_inode(ino);
+  background_tasks--;
+  background_ended.notify_all();
 }
 
 // Counted from the call on, not from the first step: the task may still be queued when drain() asks.

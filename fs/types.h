@@ -1,6 +1,7 @@
 // The words of the filesystem's interface: attributes, callers, results. No libfuse type, no errno.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -87,6 +88,77 @@ struct DirectoryEntry {
   uint64_t ino = 0;
   uint8_t type = 0;     // DT_*
   uint64_t cookie = 0;  // pass to read_directory to go on after this entry
+};
+
+// --- Copies between files ---
+
+enum class CloneMode : uint8_t { kDevice, kShare };  // independent copies, or shared blocks
+// What the attribute `user.cofs.clone` of an inode says; kMount: nothing. kUnknown: not looked at yet.
+enum class CloneChoice : uint8_t { kUnknown, kMount, kDevice, kShare };
+inline CloneMode clone_mode_of(CloneChoice choice, CloneMode mount) {
+  if (choice == CloneChoice::kShare) return CloneMode::kShare;
+  return choice == CloneChoice::kDevice ? CloneMode::kDevice : mount;
+}
+
+struct CopyRequest {
+  uint64_t source = 0;         // inode numbers
+  uint64_t source_offset = 0;  // bytes, as are the others
+  uint64_t target = 0;
+  uint64_t target_offset = 0;
+  uint64_t length = 0;
+  uint64_t source_handle = 0;  // of the open file that is read, for what it announced; 0: none
+  CopyRequest() = default;
+};
+struct CopyResult {
+  uint64_t bytes = 0;
+};
+
+// An open file, as the server of the mount knows it.
+struct OpenFile {
+  uint64_t handle = 0;  // a number of this open alone
+  uint64_t ino = 0;
+  bool readable = false;
+  bool writable = false;
+  OpenFile() = default;
+};
+
+// A strict clone that follows (COFS_IOC_ANNOUNCE).
+struct Announcement {
+  uint64_t source_offset = 0;
+  uint64_t length = 0;         // bytes; 0: nothing follows
+  uint64_t target_ino = 0;
+  uint64_t target_offset = 0;
+  Announcement() = default;
+};
+
+using DedupeToken = std::array<uint8_t, 16>;
+struct DedupeRequest {
+  DedupeToken token{};
+  uint64_t source_offset = 0;
+  uint64_t target_offset = 0;
+  uint64_t length = 0;
+  DedupeRequest() = default;
+};
+struct DedupeResult {
+  bool same = true;
+  uint64_t bytes = 0;
+};
+
+// A piece of a file's map: bytes of the file and where they lie.
+struct MappedPiece {
+  uint64_t logical = 0;
+  uint64_t physical = 0;  // on the volume's device; 0: it has no place (of its own)
+  uint64_t length = 0;
+  bool delayed = false;    // in memory, no place yet
+  bool unwritten = false;
+  bool is_inline = false;  // in the inode's record
+  bool shared = false;
+  bool last = false;       // nothing of the file follows
+};
+struct FileMap {
+  std::vector<MappedPiece> pieces;
+  bool more = false;  // there is more within the range, after these
+  FileMap() = default;
 };
 
 struct FsStatistics {  // statfs: blocks of 4 KiB

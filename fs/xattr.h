@@ -24,6 +24,8 @@ inline constexpr uint16_t kXattrIndexMax = 1024; // names with one hash
 // A symlink's target that does not fit into the inode; never listed, not reachable by name.
 inline constexpr std::string_view kSymlinkXattr = "cofs.symlink";
 inline constexpr std::string_view kCapabilityXattr = "security.capability";
+// "share" or "device": what copies into a file do; new files and directories get their directory's.
+inline constexpr std::string_view kCloneXattr = "user.cofs.clone";
 
 uint32_t xattr_hash(std::string_view name);
 

@@ -73,6 +73,7 @@ struct CopyEngine::Gather {
   CopyCounters& counters;
   uint64_t range_blocks = 0;  // the sources' mean length
   bool host_only = false;
+  bool may_use_host = true;
   uint64_t worker_count = 1;
   std::vector<Operation> operations;
   size_t next = 0;
@@ -201,7 +202,8 @@ void CopyEngine::condemn(CopyPath path_kind, std::string_view why) {
 }
 
 Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64_t target_start,
-                                     std::shared_ptr<void> target_hold, CopyCounters* counters) {
+                                     std::shared_ptr<void> target_hold, CopyCounters* counters,
+                                     bool may_use_host) {
   CopyOutcome outcome;
   outcome.result = check(sources, target_start);
   if (!outcome.result) co_return outcome;
@@ -210,6 +212,7 @@ Task<CopyOutcome> CopyEngine::gather(std::span<const BlockRange> sources, uint64
 
   Gather run(executor_, target_start, std::move(target_hold),
              counters == nullptr ? counters_ : *counters);
+  run.may_use_host = options_.allow_host && may_use_host;
   const uint64_t count = blocks_in(merged);
   run.range_blocks = count / merged.size();
   const Path* path = best_path(run.range_blocks);
@@ -290,7 +293,7 @@ Task<void> CopyEngine::copy_operation(Gather& run, size_t index) {
     operation.good += good;
     rest = sources_after(rest, good);
   }
-  if (!rest.empty() && (options_.allow_host || run.host_only) && !run.timed_out()) {
+  if (!rest.empty() && (run.may_use_host || run.host_only) && !run.timed_out()) {
     const uint64_t good =
         co_await copy_by_host(run, operation, rest, target_start + operation.good);
     operation.good += good;

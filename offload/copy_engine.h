@@ -69,10 +69,11 @@ class CopyEngine {
   // Copies `sources`, in order, to the run that begins at `target_start`. The sources' span must live
   // until the task is done. A host-path read error is returned with the prefix before it.
   // `target_hold` is kept until no command of this call can write to the target any more. What it does is
-  // counted in `counters`, if they are given (they must live as long), else in counters().
+  // counted in `counters`, if they are given (they must live as long), else in counters(). Without
+  // `may_use_host` nothing is read or written: what no other path can copy is not copied.
   Task<CopyOutcome> gather(std::span<const BlockRange> sources, uint64_t target_start,
                            std::shared_ptr<void> target_hold = nullptr,
-                           CopyCounters* counters = nullptr);
+                           CopyCounters* counters = nullptr, bool may_use_host = true);
   // The same by the host alone, whatever the options say: to repair what a device copied wrongly.
   Task<CopyOutcome> gather_by_host(std::span<const BlockRange> sources, uint64_t target_start,
                                    std::shared_ptr<void> target_hold = nullptr,

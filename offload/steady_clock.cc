@@ -87,14 +87,16 @@ void SteadyClock::run() {
 }
 
 SystemRandom::SystemRandom() {
-  auto* bytes = reinterpret_cast<char*>(state_.data());
-  size_t filled = 0;
-  while (filled < sizeof(state_)) {
-    ssize_t got = getrandom(bytes + filled, sizeof(state_) - filled, 0);
-    COFS_ASSERT(got > 0 || errno == EINTR);  // cannot fail otherwise for so few bytes
-    if (got > 0) filled += static_cast<size_t>(got);
-  }
+  fill_secret(std::as_writable_bytes(std::span(state_)));
   state_[0] |= 1;  // never the all-zero state
+}
+
+void SystemRandom::fill_secret(std::span<std::byte> bytes) {
+  while (!bytes.empty()) {
+    ssize_t got = getrandom(bytes.data(), bytes.size(), 0);
+    COFS_ASSERT(got > 0 || errno == EINTR);  // cannot fail otherwise once the machine is up
+    if (got > 0) bytes = bytes.subspan(static_cast<size_t>(got));
+  }
 }
 
 uint64_t SystemRandom::next() {

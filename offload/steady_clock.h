@@ -42,12 +42,13 @@ class SteadyClock final : public Clock {
   std::thread thread_;
 };
 
-// xoshiro256** seeded by the kernel. Not cryptographic, and not thread-safe: it belongs to the
-// core.
+// xoshiro256** seeded by the kernel: not cryptographic, so secrets come from the kernel each time. Not
+// thread-safe: it belongs to the core.
 class SystemRandom final : public Random {
  public:
   SystemRandom();
   uint64_t next() override;
+  void fill_secret(std::span<std::byte> bytes) override;
 
  private:
   std::array<uint64_t, 4> state_;

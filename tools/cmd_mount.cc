@@ -294,7 +294,7 @@ std::optional<int> read_arguments(const Invocation& invocation, MountArguments& 
       "Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
       "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
       "copy_engine=auto|nvme|xcopy|token|hostfile|host, copy_verify=PERCENT, copy_timeout=SECONDS, "
-      "copy_measure=auto|always|never, clone=device, and those of mount(8) for every filesystem.");
+      "copy_measure=auto|always|never, clone=device|share, and those of mount(8) for every filesystem.");
   app.add_option("TARGET", arguments.source, "block device or image file")->required();
   app.add_option("DIR", arguments.directory, "mount point")->required();
   app.add_option("-o,--options", arguments.options, "mount options, separated by commas")

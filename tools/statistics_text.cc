@@ -24,7 +24,7 @@ Json refused_figures(const CopyCounters& counters) {
   return refused;
 }
 
-Json copy_figures(const Store& store) {
+Json copy_figures(const FileSystem& fs, const Store& store) {
   const CopyCounters& counters = store.copy_counters();
   Json engines = Json::object();
   Json rates = Json::object();
@@ -41,7 +41,7 @@ Json copy_figures(const Store& store) {
           {"verify_failures", store.counters().copy_verify_failures},
           {"device_bytes", bytes_by(counters, CopyPath::kDevice)},
           {"hostfile_bytes", bytes_by(counters, CopyPath::kHostFile)},
-          {"shared_bytes", 0},  // nothing is shared by this version
+          {"shared_bytes", fs.shared_bytes()},
           {"host_bytes", bytes_by(counters, CopyPath::kHost)},
           {"device_commands", operations_by(counters, CopyPath::kDevice)},
           {"hostfile_calls", operations_by(counters, CopyPath::kHostFile)},
@@ -52,6 +52,8 @@ Json copy_figures(const Store& store) {
 Json space_figures(const SpaceReport& space) {
   return {{"total_bytes", bytes_of_blocks(space.total_blocks)},
           {"live_bytes", bytes_of_blocks(space.live_data_blocks)},
+          {"shared_bytes", bytes_of_blocks(space.shared_blocks)},  // of live_bytes
+          {"saved_bytes", bytes_of_blocks(space.extra_references)},  // what copies would take instead
           {"free_bytes", bytes_of_blocks(space.free_blocks)},
           {"available_bytes", bytes_of_blocks(space.available_blocks)},
           {"dead_bytes", bytes_of_blocks(space.dead_blocks)},
@@ -104,7 +106,7 @@ std::string statistics_text(FileSystem& fs) {
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
         {"checksum_failures", counters.checksum_failures}}},
-      {"copy", copy_figures(store)},
+      {"copy", copy_figures(fs, store)},
       {"gc",
        {{"relocated_bytes", counters.gc_relocated_bytes},
         {"device_bytes", counters.gc_device_bytes},

@@ -34,6 +34,7 @@ enum class Code : uint16_t {
   kNoSuchOffset,     // ENXIO (lseek SEEK_DATA / SEEK_HOLE past the end)
   kCrossDevice,      // EXDEV
   kBusy,             // EBUSY
+  kBadHandle,        // EBADF: the open file does not allow it
   // Resources.
   kNoSpace,          // ENOSPC
   kNoMemory,         // ENOMEM

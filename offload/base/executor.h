@@ -6,7 +6,9 @@
 #pragma once
 
 #include <coroutine>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -109,6 +111,8 @@ class Random {
  public:
   virtual ~Random() = default;
   virtual uint64_t next() = 0;  // uniform over all 64-bit values
+  // Bytes that nobody can guess, whatever was seen of next() and of earlier secrets.
+  virtual void fill_secret(std::span<std::byte> bytes) = 0;
 };
 
 enum class Severity { kInfo, kWarning, kError };

@@ -128,7 +128,7 @@ class ConcurrentRun {
     const std::string wrong = client->state.check(operation, result);
     if (!wrong.empty() && wrong_.empty()) wrong_ = client->directory + ": " + wrong;
     if (!result.ok()) co_return;
-    if (operation.kind == OperationKind::kCopyRange) {
+    if (is_copy(operation.kind)) {
       for (ModelState& partial : before.partial_copies(operation, result.value)) {
         client->history.emplace_back(std::move(partial), begin, end, "within the copy");
       }
@@ -161,7 +161,7 @@ class ConcurrentRun {
     const ModelAnswer answer = after.perform(operation);
     if (!answer.errors.empty()) return;
     auto steps = std::make_shared<std::vector<Step>>();
-    if (operation.kind == OperationKind::kCopyRange) {
+    if (is_copy(operation.kind)) {
       for (ModelState& partial : client->state.partial_copies(operation, answer.expected.value)) {
         steps->emplace_back(std::move(partial), begin, UINT64_MAX, "within the copy");
       }

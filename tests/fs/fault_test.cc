@@ -118,7 +118,7 @@ class FaultRun {
     ModelState after = state_;
     const ModelAnswer answer = after.perform(operation);
     if (!answer.errors.empty()) return;
-    if (operation.kind == OperationKind::kCopyRange) {
+    if (is_copy(operation.kind)) {
       for (ModelState& partial : state_.partial_copies(operation, answer.expected.value)) {
         possible_.emplace_back(std::move(partial), "in the middle of the copy", 0);
       }

@@ -34,7 +34,7 @@ TEST(MountOptions, DefaultsAreThoseOfTheHeader) {
 TEST(MountOptions, OwnOptions) {
   MountOptions options = parsed(
       "ro,strictatime,writeback,commit=30,nodiscard,cache=128M,dirty=1M,"
-      "allow_other,copy_engine=hostfile,clone=device");
+      "allow_other,copy_engine=hostfile,clone=share");
   EXPECT_TRUE(options.read_only);
   EXPECT_EQ(options.access_times, AccessTimes::kStrict);
   EXPECT_TRUE(options.writeback);
@@ -47,6 +47,9 @@ TEST(MountOptions, OwnOptions) {
   EXPECT_EQ(options.store_options().copy.timeout_ns, 30'000'000'000U);
   EXPECT_EQ(options.store_options().copy_verify_percent, 1U);
   EXPECT_EQ(options.store_options().copy_measuring, CopyMeasuring::kOnce);
+  EXPECT_EQ(options.fs_options().clone_mode, CloneMode::kShare);
+  EXPECT_EQ(parsed("").fs_options().clone_mode, CloneMode::kDevice);
+  EXPECT_EQ(parsed("clone=share,clone=device").fs_options().clone_mode, CloneMode::kDevice);
 }
 
 TEST(MountOptions, GarbageCollection) {
@@ -91,7 +94,7 @@ TEST(MountOptions, ErrorsNameTheOption) {
   EXPECT_NE(error_of("cache=12").find("cache=12"), std::string::npos);
   EXPECT_NE(error_of("cache=").find("cache="), std::string::npos);
   EXPECT_NE(error_of("copy_engine=fast").find("hostfile"), std::string::npos);
-  EXPECT_NE(error_of("clone=share").find("not available"), std::string::npos);
+  EXPECT_NE(error_of("clone=yes").find("device or share"), std::string::npos);
   EXPECT_NE(error_of("ro=1").find("ro=1"), std::string::npos);
   EXPECT_NE(error_of("commit").find("commit"), std::string::npos);
 }

@@ -155,7 +155,7 @@ void CrashSweep::predict(const Operation& operation) {
   ModelState after = state_;
   const ModelAnswer answer = after.perform(operation);
   if (!answer.errors.empty()) return;
-  if (operation.kind == OperationKind::kCopyRange) {
+  if (is_copy(operation.kind)) {
     for (ModelState& partial : state_.partial_copies(operation, answer.expected.value)) {
       states->emplace_back(std::move(partial), "in the middle of the copy", 0);
     }
@@ -168,7 +168,7 @@ void CrashSweep::predict(const Operation& operation) {
 void CrashSweep::record(const Operation& operation, const OperationResult& result,
                         const ModelState& after, uint64_t now_ns) {
   if (!changes_tree(operation.kind) || !result.ok()) return;
-  if (operation.kind == OperationKind::kCopyRange) {
+  if (is_copy(operation.kind)) {
     for (ModelState& partial : state_.partial_copies(operation, result.value)) {
       history_.emplace_back(std::move(partial), "in the middle of " + describe(operation), now_ns);
     }

@@ -137,7 +137,13 @@ std::string wrong_answer(const Operation& op, const ModelAnswer& answer,
       std::sort(names.begin(), names.end());
       return names == answer.expected.names ? "" : " the list of attributes is wrong";
     }
-    case OperationKind::kCopyRange: {
+    case OperationKind::kDedupe:
+      return result.value == answer.expected.value
+                 ? ""
+                 : fmt::format(" {} bytes are the same, wanted {}", result.value,
+                               answer.expected.value);
+    case OperationKind::kCopyRange:
+    case OperationKind::kClone: {
       const uint64_t wanted = answer.expected.value;
       const bool fine = result.value <= wanted && (result.value != 0 || wanted == 0);
       return fine ? "" : fmt::format(" copied {} bytes of {}", result.value, wanted);

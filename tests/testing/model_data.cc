@@ -182,32 +182,78 @@ ModelAnswer ModelState::allocate(const Operation& op) {
   return answer;
 }
 
-ModelAnswer ModelState::copy(const Operation& op, std::optional<uint64_t> copied) {
-  Answer answer;
+std::optional<ModelState::TwoFiles> ModelState::two_files(const Operation& op,
+                                                          Answer& answer) const {
   const std::optional<uint32_t> source = file_of(op, answer.errors);
-  if (!source) return answer;
+  if (!source) return std::nullopt;
   const Walk to = walk(op.path2);
   if (!to.errors.empty() || !to.node) {
     answer.errors = to.errors.empty() ? std::vector<Code>{Code::kNoEntry} : to.errors;
+    return std::nullopt;
+  }
+  for (const uint32_t number : {*source, *to.node}) {
+    if (node(number).is_regular()) continue;
+    answer.errors = wrong_type_errors(node(number));
+    return std::nullopt;
+  }
+  TwoFiles files;
+  files.source = *source;
+  files.target = *to.node;
+  return files;
+}
+
+// The rules of FICLONERANGE: whole blocks, or up to the source's end.
+bool ModelState::clone_allowed(const Operation& op, TwoFiles files) const {
+  const uint64_t source_size = node(files.source).size;
+  if (op.length == 0) return true;
+  if (op.offset % kBlockBytes != 0 || op.offset2 % kBlockBytes != 0) return false;
+  if (op.offset > source_size || op.length > source_size - op.offset) return false;
+  if (op.offset2 > kSizeMax || op.length > kSizeMax - op.offset2) return false;
+  if (op.length % kBlockBytes != 0 && (op.offset + op.length != source_size ||
+                                       op.offset2 + op.length < node(files.target).size)) {
+    return false;
+  }
+  return files.source != files.target || op.offset2 + op.length <= op.offset ||
+         op.offset + op.length <= op.offset2;
+}
+
+ModelAnswer ModelState::dedupe(const Operation& op) const {
+  Answer answer;
+  const std::optional<TwoFiles> files = two_files(op, answer);
+  if (!files) return answer;
+  const uint64_t target_size = node(files->target).size;
+  if (!clone_allowed(op, *files) || op.offset2 > target_size ||
+      op.length > target_size - op.offset2 ||
+      (op.length % kBlockBytes != 0 && op.offset2 + op.length != target_size)) {
+    if (op.length != 0) answer.errors = {Code::kInvalid};
     return answer;
   }
-  const uint32_t target = *to.node;
-  for (const uint32_t number : {*source, target}) {
-    if (!node(number).is_regular()) {
-      answer.errors = wrong_type_errors(node(number));
-      return answer;
-    }
+  const bool same = node(files->source).read(op.offset, op.length) ==
+                    node(files->target).read(op.offset2, op.length);
+  answer.expected.value = same ? op.length : 0;
+  return answer;
+}
+
+ModelAnswer ModelState::copy(const Operation& op, std::optional<uint64_t> copied) {
+  Answer answer;
+  const std::optional<TwoFiles> files = two_files(op, answer);
+  if (!files) return answer;
+  const uint32_t source = files->source;
+  const uint32_t target = files->target;
+  if (op.kind == OperationKind::kClone && !clone_allowed(op, *files)) {
+    answer.errors = {Code::kInvalid};
+    return answer;
   }
-  const uint64_t available = node(*source).size > op.offset ? node(*source).size - op.offset : 0;
+  const uint64_t available = node(source).size > op.offset ? node(source).size - op.offset : 0;
   const uint64_t length = std::min(available, op.length);
-  if (*source == target && op.offset2 + length > op.offset && op.offset2 < op.offset + length) {
+  if (source == target && op.offset2 + length > op.offset && op.offset2 < op.offset + length) {
     answer.errors = {Code::kInvalid};
     return answer;
   }
   const uint64_t done = std::min(length, copied.value_or(length));
   answer.expected.value = length;  // mismatch() allows less, but not 0
   if (done == 0) return answer;
-  const std::string bytes = node(*source).read(op.offset, done);
+  const std::string bytes = node(source).read(op.offset, done);
   ModelNode& file = edit(target);
   file.write(op.offset2, bytes);
   file.modify_time.reset();

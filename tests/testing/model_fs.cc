@@ -31,7 +31,7 @@ bool may_lack_space(const Operation& op, const ModelState& state) {
       const auto found = op.slot < 0 ? state.find(op.path) : std::nullopt;
       return !found || op.offset > state.node(*found).size;
     }
-    default: return changes_tree(op.kind);
+    default: return changes_tree(op.kind) || op.kind == OperationKind::kDedupe;
   }
 }
 
@@ -165,7 +165,9 @@ ModelAnswer ModelState::perform(const Operation& op, std::optional<uint64_t> cop
     case OperationKind::kAppend: return write(op);
     case OperationKind::kTruncate: return truncate(op);
     case OperationKind::kAllocate: return allocate(op);
-    case OperationKind::kCopyRange: return copy(op, copied);
+    case OperationKind::kCopyRange:
+    case OperationKind::kClone: return copy(op, copied);
+    case OperationKind::kDedupe: return dedupe(op);
     case OperationKind::kChmod:
     case OperationKind::kChown:
     case OperationKind::kSetTimes: return set_attributes(op);

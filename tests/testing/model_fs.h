@@ -75,7 +75,7 @@ class ModelState {
   ModelState();  // an empty root directory, mode 0755, owner 0:0
 
   // Does the operation if it can be done and says what must come back. `copied`: how many bytes a
-  // kCopyRange really copied; by default all it could.
+  // a copy really copied; by default all it could.
   ModelAnswer perform(const Operation& operation, std::optional<uint64_t> copied = std::nullopt);
 
   // perform() on a copy, compared with what the filesystem answered. Takes over the new state if the
@@ -142,6 +142,14 @@ class ModelState {
   Answer truncate(const Operation& op);
   Answer allocate(const Operation& op);
   Answer copy(const Operation& op, std::optional<uint64_t> copied);
+  Answer dedupe(const Operation& op) const;
+  // The two files of a copy or dedupe; nothing with answer.errors filled.
+  struct TwoFiles {
+    uint32_t source = 0;
+    uint32_t target = 0;
+  };
+  std::optional<TwoFiles> two_files(const Operation& op, Answer& answer) const;
+  bool clone_allowed(const Operation& op, TwoFiles files) const;
   Answer read(const Operation& op) const;
 
   std::vector<std::shared_ptr<const ModelNode>> nodes_;

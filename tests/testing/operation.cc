@@ -193,6 +193,90 @@ Task<Result<>> do_copy(FileSystem& fs, const OpenFiles& files, const Operation& 
   co_return Result<>();
 }
 
+// Handles of open files: only that they differ matters.
+uint64_t next_handle() {
+  static uint64_t handles = 0;
+  return ++handles;
+}
+
+Task<Result<OpenFile>> open_handle(FileSystem& fs, uint64_t ino, bool writable) {
+  auto opened = co_await fs.open_file(ino, false);
+  COFS_CO_TRY(opened);
+  OpenFile file;
+  file.handle = next_handle();
+  file.ino = ino;
+  file.readable = !writable;
+  file.writable = writable;
+  co_return file;
+}
+
+Task<> close_handle(FileSystem& fs, const OpenFiles& files, OpenFile file) {
+  co_await fs.close_file(file.ino, file.handle);
+  auto attributes = co_await fs.get_attributes(file.ino);
+  if (attributes && attributes->nlink == 0 && !files.holds(file.ino)) co_await fs.forget(file.ino);
+}
+
+// As `cp --reflink` does: the announcement, then copies until all is there.
+Task<Result<>> do_clone(FileSystem& fs, const OpenFiles& files, const Operation& op,
+                        OperationResult& result) {
+  auto source = co_await resolve_file(fs, files, op);
+  COFS_CO_TRY(source);
+  auto target = co_await resolve_path(fs, op.path2);
+  COFS_CO_TRY(target);
+  auto opened = co_await open_handle(fs, *source, false);
+  COFS_CO_TRY(opened);
+  Announcement announcement;
+  announcement.source_offset = op.offset;
+  announcement.length = op.length;
+  announcement.target_ino = *target;
+  announcement.target_offset = op.offset2;
+  Result<> done = co_await fs.announce_clone(*opened, announcement);
+  while (done && result.value < op.length) {
+    uint64_t length = op.length - result.value;
+    if (op.flags != 0) length = std::min<uint64_t>(length, op.flags * uint64_t{kBlockBytes});
+    auto copied = co_await fs.copy_range(*source, op.offset + result.value, *target,
+                                         op.offset2 + result.value, length, opened->handle);
+    if (!copied) done = fail(copied.error());
+    if (copied && copied->bytes == 0) done = fail(Code::kIo, "test: a clone that stands still");
+    if (copied) result.value += copied->bytes;
+  }
+  co_await close_handle(fs, files, *opened);
+  if (result.value != 0) co_return Result<>();
+  co_return done;
+}
+
+Task<Result<>> do_dedupe(FileSystem& fs, const OpenFiles& files, const Operation& op,
+                         OperationResult& result) {
+  auto source = co_await resolve_file(fs, files, op);
+  COFS_CO_TRY(source);
+  auto target = co_await resolve_path(fs, op.path2);
+  COFS_CO_TRY(target);
+  auto source_file = co_await open_handle(fs, *source, false);
+  COFS_CO_TRY(source_file);
+  auto target_file = co_await open_handle(fs, *target, true);
+  Result<> done;
+  if (target_file) {
+    DedupeRequest request;
+    request.source_offset = op.offset;
+    request.target_offset = op.offset2;
+    request.length = op.length;
+    auto token = co_await fs.make_dedupe_token(*source_file);
+    if (!token) done = fail(token.error());
+    if (token) {
+      request.token = *token;
+      const Caller caller = test_caller();
+      auto deduped = co_await fs.dedupe(*target_file, request, caller);
+      if (!deduped) done = fail(deduped.error());
+      if (deduped) result.value = deduped->bytes;
+    }
+    co_await close_handle(fs, files, *target_file);
+  } else {
+    done = fail(target_file.error());
+  }
+  co_await close_handle(fs, files, *source_file);
+  co_return done;
+}
+
 Task<Result<>> do_xattr(FileSystem& fs, const Operation& op, OperationResult& result) {
   auto ino = co_await resolve_path(fs, op.path);
   COFS_CO_TRY(ino);
@@ -296,6 +380,8 @@ Task<Result<>> dispatch(FileSystem& fs, OpenFiles& files, const Operation& op,
     case OperationKind::kSetTimes: done = co_await do_set_attributes(fs, files, op); break;
     case OperationKind::kAllocate: done = co_await do_allocate(fs, files, op); break;
     case OperationKind::kCopyRange: done = co_await do_copy(fs, files, op, result); break;
+    case OperationKind::kClone: done = co_await do_clone(fs, files, op, result); break;
+    case OperationKind::kDedupe: done = co_await do_dedupe(fs, files, op, result); break;
     case OperationKind::kSetXattr:
     case OperationKind::kRemoveXattr:
     case OperationKind::kGetXattr:
@@ -366,14 +452,18 @@ std::string_view name_of(OperationKind kind) {
   static constexpr std::string_view kNames[] = {
       "create",  "mkdir",  "mknod",    "symlink", "tmpfile",   "link",      "unlink",
       "rmdir",   "rename", "open",     "close",   "write",     "append",    "truncate",
-      "alloc",   "copy",   "chmod",    "chown",   "utimes",    "setxattr",  "rmxattr",
+      "alloc",   "copy",   "clone",    "chmod",    "chown",   "utimes",    "setxattr",  "rmxattr",
       "read",    "readdir", "readlink", "stat",    "getxattr",  "listxattr", "seek_data",
-      "seek_hole", "statfs", "sync",   "checkpoint", "pass"};
+      "seek_hole", "dedupe", "statfs", "sync",   "checkpoint", "pass"};
   static_assert(std::size(kNames) == static_cast<size_t>(OperationKind::kPass) + 1);
   return kNames[static_cast<size_t>(kind)];
 }
 
 bool changes_tree(OperationKind kind) { return kind < OperationKind::kRead; }
+
+bool is_copy(OperationKind kind) {
+  return kind == OperationKind::kCopyRange || kind == OperationKind::kClone;
+}
 
 std::string describe(const Operation& op) {
   std::string line(name_of(op.kind));

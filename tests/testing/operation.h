@@ -34,6 +34,7 @@ enum class OperationKind : uint8_t {
   kTruncate,         // file, offset = size
   kAllocate,         // file, offset, length; flags = AllocateMode
   kCopyRange,        // file, offset → path2, offset2; length
+  kClone,            // the same, announced; flags = blocks of a piece, 0: all at once
   kChmod,            // path, mode
   kChown,            // path, offset = uid, offset2 = gid
   kSetTimes,         // path, offset = seconds
@@ -48,6 +49,7 @@ enum class OperationKind : uint8_t {
   kListXattrs,       // path
   kSeekData,         // file, offset
   kSeekHole,         // file, offset
+  kDedupe,           // file, offset → path2, offset2; length: nothing changes that can be seen
   kStatfs,
   // Durability and time.
   kSync,
@@ -79,6 +81,8 @@ std::string describe(const std::vector<Operation>& operations);
 std::string_view name_of(OperationKind kind);
 // Whether the operation can change what a reader of the tree sees.
 bool changes_tree(OperationKind kind);
+// Whether it copies bytes from file to file, and may be caught, or end, half-way.
+bool is_copy(OperationKind kind);
 
 // The bytes that a write with `seed` puts at [offset, +length) of a file: any two seeds or places differ.
 std::string pattern_bytes(uint64_t seed, uint64_t offset, uint64_t length);
@@ -86,7 +90,7 @@ std::string pattern_bytes(uint64_t seed, uint64_t offset, uint64_t length);
 // What came back. Of the fields only those that the kind names are filled.
 struct OperationResult {
   std::optional<Error> error;
-  uint64_t value = 0;   // kCopyRange: bytes; kSeek…: offset; kWrite, kAppend: unused
+  uint64_t value = 0;   // kCopyRange, kClone: bytes; kDedupe: bytes that are the same; kSeek…: offset; kWrite, kAppend: unused
   std::string bytes;    // kRead, kReadSymlink, kGetXattr
   std::vector<std::pair<std::string, uint8_t>> entries;  // kReadDirectory: without "." and ".."
   std::vector<std::string> names;                        // kListXattrs

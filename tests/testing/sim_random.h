@@ -22,6 +22,10 @@ class SimRandom final : public Random {
     return z ^ (z >> 31);
   }
 
+  void fill_secret(std::span<std::byte> bytes) override {
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(next());
+  }
+
   // Uniform in [0, bound), bound >= 1.
   uint64_t below(uint64_t bound) {
     COFS_ASSERT(bound != 0);

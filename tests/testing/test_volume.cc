@@ -71,6 +71,7 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
     options.store.copy.timeout_ns = 100'000'000;
     if (random.below(8) == 0) options.store.copy_measuring = CopyMeasuring::kOnce;
   }
+  options.fs.clone_mode = random.below(2) == 0 ? CloneMode::kShare : CloneMode::kDevice;
   const uint64_t gc = random.below(4);
   options.store.gc = gc == 0 ? GcMode::kAggressive : gc == 1 ? GcMode::kAuto : GcMode::kOff;
   return options;
@@ -79,10 +80,11 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
 std::string VolumeOptions::describe() const {
   return fmt::format(
       "device {} blocks, segments {}, node copies {}, log limit {}, cache {} bytes, dirty nodes {}, "
-      "dirty data {} bytes, inodes {}, background {}, copies {}, gc {}",
+      "dirty data {} bytes, inodes {}, background {}, copies {}, clone {}, gc {}",
       device_blocks, format.segment_blocks, format.metadata_copies, format.log_limit_blocks,
       store.cache_bytes, store.dirty_nodes_max, fs.dirty_bytes_max, fs.inodes_cached_max,
-      store.background, device.copies.size(), static_cast<int>(store.gc));
+      store.background, device.copies.size(),
+      fs.clone_mode == CloneMode::kShare ? "share" : "device", static_cast<int>(store.gc));
 }
 
 TestVolume::TestVolume(uint64_t seed, SimImage image, const VolumeOptions& options)

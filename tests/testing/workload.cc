@@ -11,6 +11,7 @@ namespace cofs {
 namespace {
 
 constexpr uint64_t kFarBytes = 16ULL << 40;
+constexpr uint64_t kSharedBytesMax = 1ULL << 20;  // by one clone or dedupe; sparse files are larger
 
 struct Weight {
   OperationKind kind;
@@ -24,7 +25,8 @@ constexpr Weight kChanges[] = {
     {OperationKind::kRename, 8},        {OperationKind::kOpen, 3},
     {OperationKind::kClose, 3},         {OperationKind::kWrite, 22},
     {OperationKind::kAppend, 7},        {OperationKind::kTruncate, 7},
-    {OperationKind::kAllocate, 7},      {OperationKind::kCopyRange, 9},
+    {OperationKind::kAllocate, 7},      {OperationKind::kCopyRange, 7},
+    {OperationKind::kClone, 6},
     {OperationKind::kChmod, 3},         {OperationKind::kChown, 2},
     {OperationKind::kSetTimes, 3},      {OperationKind::kSetXattr, 6},
     {OperationKind::kRemoveXattr, 3},
@@ -34,7 +36,7 @@ constexpr Weight kQuestions[] = {
     {OperationKind::kReadSymlink, 1}, {OperationKind::kStat, 6},
     {OperationKind::kGetXattr, 3},    {OperationKind::kListXattrs, 2},
     {OperationKind::kSeekData, 3},    {OperationKind::kSeekHole, 3},
-    {OperationKind::kStatfs, 1},
+    {OperationKind::kDedupe, 4},      {OperationKind::kStatfs, 1},
 };
 
 template <size_t N>
@@ -99,6 +101,8 @@ Operation WorkloadGenerator::of_kind(Kind kind, const ModelState& state) {
     case Kind::kTruncate:
     case Kind::kAllocate:
     case Kind::kCopyRange: return change_data(kind, state);
+    case Kind::kClone:
+    case Kind::kDedupe: return share(kind, state);
     case Kind::kChmod:
     case Kind::kChown:
     case Kind::kSetTimes:
@@ -288,6 +292,40 @@ Operation WorkloadGenerator::change_data(Kind kind, const ModelState& state) {
       op.offset2 = op.offset2 / kBlockBytes * kBlockBytes;
     }
     if (random_.below(2) == 0) op.length *= 2;
+  }
+  return op;
+}
+
+// Whole files most of the time, so that dedupes find something; sometimes what must be refused.
+Operation WorkloadGenerator::share(Kind kind, const ModelState& state) {
+  Operation op(kind);
+  aim_at_file(op, state);
+  op.path2 = existing(state, is_file);
+  uint64_t size = 0;
+  if (op.slot >= 0) {
+    size = state.slot_node(op.slot).size;
+  } else if (const auto found = state.find(op.path)) {
+    size = state.node(*found).size;
+  }
+  op.length = size;
+  if (random_.below(2) == 0) {
+    op.offset = file_offset(state, op) / kBlockBytes * kBlockBytes;
+    if (op.offset > size) op.offset = 0;
+    op.length = size - op.offset;
+    if (random_.below(2) == 0) {
+      op.length = std::min(op.length, random_.between(1, 8) * kBlockBytes);
+    }
+    op.offset2 = random_.below(2) == 0 ? op.offset
+                                       : random_.below(shape_.file_bytes_max / kBlockBytes + 1) *
+                                             kBlockBytes;
+  }
+  op.length = std::min(op.length, kSharedBytesMax);
+  if (random_.chance(shape_.wrong_chance)) {
+    op.length += random_.below(kBlockBytes);
+    if (random_.below(2) == 0) op.offset2 += random_.below(kBlockBytes);
+  }
+  if (kind == Kind::kClone && random_.below(2) == 0) {
+    op.flags = static_cast<uint32_t>(random_.between(1, 4));
   }
   return op;
 }

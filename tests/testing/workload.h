@@ -57,6 +57,7 @@ class WorkloadGenerator {
   Operation make(Kind kind, const ModelState& state);
   Operation move(Kind kind, const ModelState& state);
   Operation change_data(Kind kind, const ModelState& state);
+  Operation share(Kind kind, const ModelState& state);
   Operation change_attributes(Kind kind, const ModelState& state);
   Operation ask(Kind kind, const ModelState& state);
 
