@@ -82,7 +82,8 @@ long query(const CloneSystem& system, int fd, cofs_query* answer) {
   if (!mount.is_fuse) return -EOPNOTSUPP;
   memset(answer, 0, sizeof(*answer));
   result = system.ioctl(system.context, fd, COFS_IOC_QUERY, answer);
-  if (result < 0) return -EOPNOTSUPP;
+  // Servers of others answer what they like; a descriptor that was closed meanwhile is one.
+  if (result < 0) return result == -EBADF ? result : -EOPNOTSUPP;
   const uint64_t block = answer->block_bytes;
   const bool sane = block >= 512 && block <= kBlockBytesMax && (block & (block - 1)) == 0;
   return sane ? 0 : -EOPNOTSUPP;

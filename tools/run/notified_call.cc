@@ -12,7 +12,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
 #include <sstream>
+#include <string_view>
 
 #include "tools/ficlone/mount_sync.h"
 #include "tools/ficlone/own_process.h"
@@ -24,8 +26,8 @@ namespace {
 
 constexpr unsigned kPidfdThread = O_EXCL;  // PIDFD_THREAD, Linux 6.9
 
-std::string read_status(uint32_t thread) {
-  OwnedFd fd(open(fmt::format("/proc/{}/status", thread).c_str(), O_RDONLY | O_CLOEXEC));
+std::string read_process_file(uint32_t thread, const char* name) {
+  OwnedFd fd(open(fmt::format("/proc/{}/{}", thread, name).c_str(), O_RDONLY | O_CLOEXEC));
   std::string text;
   char buffer[4096];
   ssize_t got;
@@ -39,7 +41,7 @@ std::string read_status(uint32_t thread) {
 OwnedFd open_process(uint32_t thread) {
   OwnedFd fd(static_cast<int>(syscall(SYS_pidfd_open, thread, kPidfdThread)));
   if (fd.valid() || errno != EINVAL) return fd;
-  std::optional<long> process = parse_status_number(read_status(thread), "Tgid:");
+  std::optional<long> process = parse_status_number(read_process_file(thread, "status"), "Tgid:");
   if (!process) return OwnedFd();
   return OwnedFd(static_cast<int>(syscall(SYS_pidfd_open, *process, 0)));
 }
@@ -52,6 +54,29 @@ long move_memory(int fd, bool is_read, uint64_t address, void* bytes, size_t cou
   return moved == static_cast<ssize_t>(count) ? 0 : -EFAULT;
 }
 
+// RLIMIT_FSIZE. A root without CAP_SYS_RESOURCE (of a container) may read others' limits only as
+// text.
+long file_size_limit(uint32_t thread, uint64_t* bytes) {
+  rlimit limit{};
+  if (prlimit(static_cast<pid_t>(thread), RLIMIT_FSIZE, nullptr, &limit) == 0) {
+    *bytes = limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
+    return 0;
+  }
+  const std::string text = read_process_file(thread, "limits");
+  constexpr std::string_view kName = "Max file size";
+  const size_t line = text.find(kName);
+  if (line == std::string::npos) return -EPERM;
+  std::istringstream words(text.substr(line + kName.size()));
+  std::string soft;
+  words >> soft;
+  if (soft == "unlimited") {
+    *bytes = UINT64_MAX;
+    return 0;
+  }
+  const auto [end, error] = std::from_chars(soft.data(), soft.data() + soft.size(), *bytes);
+  return error == std::errc() && end == soft.data() + soft.size() ? 0 : -EPERM;
+}
+
 // While it lives, this thread is to filesystems who the caller is: what root may do and the caller
 // may not (keep set-id bits, write what is not the caller's) is not done in its name. For a
 // supervisor of root only; another has the caller's identity from the start, or cannot fetch its
@@ -60,8 +85,9 @@ class ActingAs {
  public:
   explicit ActingAs(uint32_t thread) {
     if (geteuid() != 0) return;
-    std::optional<Identity> theirs = parse_identity(read_status(thread));
-    std::optional<Identity> ours = parse_identity(read_status(static_cast<uint32_t>(gettid())));
+    std::optional<Identity> theirs = parse_identity(read_process_file(thread, "status"));
+    const auto own_thread = static_cast<uint32_t>(gettid());
+    std::optional<Identity> ours = parse_identity(read_process_file(own_thread, "status"));
     if (!theirs || !ours) {
       failed_ = true;
       return;
@@ -166,12 +192,8 @@ CloneSystem NotifiedCall::system() {
   };
   system.fetch = [](void* context, int64_t number) { return self(context).fetch(number); };
   system.release = [](void*, int fd) { close(fd); };
-  system.file_size_limit = [](void* context, uint64_t* bytes) -> long {
-    rlimit limit{};
-    const auto thread = static_cast<pid_t>(self(context).notice_.pid);
-    if (prlimit(thread, RLIMIT_FSIZE, nullptr, &limit) != 0) return -errno;
-    *bytes = limit.rlim_cur == RLIM_INFINITY ? UINT64_MAX : limit.rlim_cur;
-    return 0;
+  system.file_size_limit = [](void* context, uint64_t* bytes) {
+    return file_size_limit(self(context).notice_.pid, bytes);
   };
   system.raise_file_size_signal = [](void* context) {
     syscall(SYS_pidfd_send_signal, self(context).process_.get(), SIGXFSZ, nullptr, 0);

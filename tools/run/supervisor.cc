@@ -245,7 +245,6 @@ void supervise(const Command& command, OwnedFd foreground, const sigset_t& inher
   sigaddset(&child_signal, SIGCHLD);
   OwnedFd children(signalfd(-1, &child_signal, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!children.valid()) fail(kExitRunFailed, fmt::format("signalfd: {}", strerror(errno)));
-  start_call_workers(listener.get());
   tell(foreground.get(), Kind::kStarted, child);
   int32_t error = 0;
   if (send(own_end.get(), "g", 1, MSG_NOSIGNAL) != 1) error = EPIPE;
@@ -256,6 +255,8 @@ void supervise(const Command& command, OwnedFd foreground, const sigset_t& inher
   }
   own_end = OwnedFd();
   let_go_of_everything({foreground.get(), listener.get(), children.get()});
+  // Not before: what they open must not be let go of. Calls made meanwhile wait.
+  start_call_workers(listener.get());
   Supervisor(child, foreground_pid, std::move(foreground), std::move(listener), std::move(children))
       .run();
   _exit(0);
