@@ -147,18 +147,12 @@ long check_ranges(const CloneSystem& system, RangePair* pair) {
   const long limited = check_limits(system, pair->target_offset, &length);
   if (limited < 0) return limited;
 
-  // The last block of the source goes whole, but never into the middle of the target.
-  uint64_t covered = length;
+  // A partial block can only be the source's last; in a dedupe it must be the target's last too.
   const bool to_source_end = pair->source_offset + length == source_bytes;
   const bool to_target_end = pair->target_offset + length == pair->target.bytes;
-  if (to_source_end && (!pair->is_dedupe || to_target_end)) {
-    covered = (length + pair->block - 1) / pair->block * pair->block;
-  } else {
-    length -= length % pair->block;
-    covered = length;
-  }
-  if (same_file(*pair) && pair->target_offset + covered > pair->source_offset &&
-      pair->target_offset < pair->source_offset + covered) {
+  if (!to_source_end || (pair->is_dedupe && !to_target_end)) length -= length % pair->block;
+  if (same_file(*pair) && pair->target_offset + length > pair->source_offset &&
+      pair->target_offset < pair->source_offset + length) {
     return -EINVAL;
   }
   if (pair->is_dedupe) {
