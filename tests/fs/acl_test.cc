@@ -138,5 +138,33 @@ TEST(Acl, CreationTakesTheIntersection) {
   }
 }
 
+TEST(Acl, PermissionsAreThoseOfTheFirstClass) {
+  constexpr uint16_t kRead = 4;
+  constexpr uint16_t kWrite = 2;
+  constexpr uint32_t kOwner = 10;
+  constexpr uint32_t kGroup = 20;
+  Caller in_group(99, kGroup, 0);
+  Caller by_supplement(99, 1, 0);
+  by_supplement.groups = {kGroup};
+  const Caller stranger(99, 1, 0);
+  const Acl small = minimal(4, 2, 6);
+  EXPECT_TRUE(small.permits(kRead, kOwner, kGroup, Caller(kOwner, kGroup, 0)));
+  EXPECT_FALSE(small.permits(kWrite, kOwner, kGroup, Caller(kOwner, kGroup, 0)));  // not as a group
+  EXPECT_TRUE(small.permits(kWrite, kOwner, kGroup, in_group));
+  EXPECT_TRUE(small.permits(kWrite, kOwner, kGroup, by_supplement));
+  EXPECT_FALSE(small.permits(kRead, kOwner, kGroup, in_group));  // not as others
+  EXPECT_TRUE(small.permits(kRead | kWrite, kOwner, kGroup, stranger));
+  // The mask limits the named user and the group, not the others.
+  const Acl masked = extended(7, 6, 6, 4, 6);
+  uint32_t named = 0;
+  for (const Acl::Entry& entry : masked.entries()) {
+    if (entry.tag == Acl::kUser) named = entry.id;
+  }
+  EXPECT_TRUE(masked.permits(kRead, kOwner, kGroup, Caller(named, 1, 0)));
+  EXPECT_FALSE(masked.permits(kWrite, kOwner, kGroup, Caller(named, 1, 0)));
+  EXPECT_FALSE(masked.permits(kWrite, kOwner, kGroup, in_group));
+  EXPECT_TRUE(masked.permits(kWrite, kOwner, kGroup, stranger));
+}
+
 }  // namespace
 }  // namespace cofs
