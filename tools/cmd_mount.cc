@@ -20,6 +20,7 @@
 #include "fs/fuse_server.h"
 #include "tools/command_line.h"
 #include "tools/log_journal.h"
+#include "tools/run/preload.h"
 #include "tools/statistics_text.h"
 #include "tools/volume.h"
 
@@ -316,6 +317,7 @@ std::string join(const std::vector<std::string>& words) {
 }  // namespace
 
 int mount_command(const Invocation& invocation) {
+  leave_preload();
   MountArguments arguments;
   if (std::optional<int> code = read_arguments(invocation, arguments)) return *code;
   std::expected<MountOptions, std::string> options = parse_mount_options(join(arguments.options));

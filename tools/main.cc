@@ -30,6 +30,9 @@ constexpr Subcommand kSubcommands[] = {
     {"sync", cofs::sync_command, "make everything on a mounted volume durable"},
     {"gc", cofs::gc_command, "make room: have live data moved out of partly filled segments"},
     {"scrub", cofs::scrub_command, "read and verify everything on a mounted volume, repair metadata"},
+    {"clone", cofs::clone_command, "copy files and trees by sharing or by the device"},
+    {"map", cofs::map_command, "the extents of a file, and which are shared"},
+    {"run", cofs::run_command, "run a command whose clone calls (FICLONE, dedupe, FIEMAP) work on cofs"},
     {"devcap", cofs::devcap_command, "what a device or image can do, and how it copies"},
 };
 
@@ -88,8 +91,10 @@ int run(std::string_view program, std::vector<std::string> arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-  // A reader that went away (of a pipe, of the mount command's answer) must not kill a server.
-  std::signal(SIGPIPE, SIG_IGN);
+  // A reader that went away (of a pipe, of the mount command's answer) must not kill a server. What `cofs
+  // run` becomes keeps the signal as it is.
+  const bool is_run = count > 1 && std::string_view(values[1]) == "run";
+  if (!is_run) std::signal(SIGPIPE, SIG_IGN);
   std::string_view program = count > 0 ? values[0] : "cofs";
   program = program.substr(program.rfind('/') + 1);
   return run(program, std::vector<std::string>(values + (count > 0 ? 1 : 0), values + count));

@@ -64,7 +64,7 @@ fi
 # --- the command itself ---
 check "version" "$cofs" --version
 check "help" "$cofs" --help
-for command in mkfs mount umount fsck dump stat sync devcap; do
+for command in mkfs mount umount fsck dump stat sync devcap clone map run; do
   check "$command --help" "$cofs" $command --help
 done
 check_exit "unknown subcommand" 1 "$cofs" frobnicate
