@@ -22,8 +22,6 @@ import time
 import xml.etree.ElementTree as xml
 
 HERE = pathlib.Path(__file__).resolve().parent
-SBIN = pathlib.Path("/sbin")
-HELPERS = ("mount.fuse.cofs", "umount.fuse.cofs")
 USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")  # that xfstests wants
 SECTIONS = {  # name: (on loop devices, under cofs run)
     "image": (False, False),
@@ -126,25 +124,6 @@ def require_machine():
             subprocess.run(["useradd", "--badname", "-m", user], check=True, stderr=subprocess.DEVNULL)
 
 
-@contextlib.contextmanager
-def mount_helpers():
-    """mount -t fuse.cofs works while this lasts."""
-    ours = []
-    for name in HELPERS:
-        target = SBIN / name
-        if target.is_symlink() and target.resolve() == HERE / name:
-            target.unlink()  # of a run that was killed
-        if target.exists():
-            raise CanNotRun(f"{target} exists already, and would serve instead of the one under test: move it away")
-        target.symlink_to(HERE / name)
-        ours.append(target)
-    try:
-        yield
-    finally:
-        for target in ours:
-            target.unlink(missing_ok=True)
-
-
 def sparse_file(path, size):
     with open(path, "wb") as file:
         file.truncate(size)
@@ -175,10 +154,21 @@ def targets_for(section, directory):
             os.unlink(path)
 
 
+# mount(8) finds its helpers in /sbin only: they lie over it, for these processes. And df, which the tests
+# use much, asks every mount: others' servers must not be waited for.
+ENTER = """set -e
+mount -t overlay overlay -o "lowerdir=$COFS_HELPERS:/usr/sbin" /usr/sbin
+awk '{ for (i = 7; i <= NF; i++) if ($i == "-" && $(i + 1) ~ /^fuse/) print $5 }' /proc/self/mountinfo |
+while read -r mount; do umount -l -i "$(printf "%b" "$mount")"; done
+exec "$@"
+"""
+
+
 def run_isolated(command, limit_seconds, **options):
     """Runs it with its own mounts and processes; None if it had to be ended."""
     process = subprocess.Popen(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", *command],
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+         "bash", "-c", ENTER, "enter", *command],
         start_new_session=True, stdin=subprocess.DEVNULL, **options)
     try:
         return process.wait(limit_seconds)
@@ -203,6 +193,7 @@ class Suite:
         self.results = results
         self.environment = dict(
             os.environ, HOST_OPTIONS=str(HERE / "local.config"), COFS_PROG=arguments.cofs,
+            COFS_HELPERS=str(HERE / "helpers"),
             COFS_RUN_TEST=targets[0], COFS_RUN_SCRATCH=targets[1], COFS_RUN_DIR=str(directory),
             COFS_RUN_RESULTS=str(results), LC_ALL="C", LANGUAGE="C")
         for name in ("test", "scratch"):
@@ -267,21 +258,21 @@ def run_xfstests(arguments):
     chosen = choose_tests(tests, arguments)
     subprocess.run([HERE / "teach-xfstests", arguments.xfstests], check=True)
     results = []
-    with mount_helpers():
-        for section in arguments.section:
-            with tempfile.TemporaryDirectory(prefix="cofs-xfstests-", dir=arguments.directory) as made, \
-                    targets_for(section, pathlib.Path(made)) as targets:
-                suite = Suite(arguments, section, pathlib.Path(made), targets, arguments.results)
-                excluded = excluded_in(section)
-                for number, name in enumerate(chosen, 1):
-                    if name in excluded and not arguments.excluded_too:
-                        result = Result(section, name, tests[name], EXCLUDED, detail=excluded[name])
-                    else:
-                        result = suite.run(name, tests[name])
-                    results.append(result)
-                    print(f"[{number}/{len(chosen)}] {section} {name} {result.status} "
-                          f"{result.seconds:.0f} s {result.detail[:150]}", flush=True)
-                    write_csv(results, arguments.results)
+    for section in arguments.section:
+        with tempfile.TemporaryDirectory(prefix="cofs-xfstests-", dir=arguments.directory) as made, \
+                targets_for(section, pathlib.Path(made)) as targets:
+            os.chmod(made, 0o755)  # the tests work there as other users, too
+            suite = Suite(arguments, section, pathlib.Path(made), targets, arguments.results)
+            excluded = excluded_in(section)
+            for number, name in enumerate(chosen, 1):
+                if name in excluded and not arguments.excluded_too:
+                    result = Result(section, name, tests[name], EXCLUDED, detail=excluded[name])
+                else:
+                    result = suite.run(name, tests[name])
+                results.append(result)
+                print(f"[{number}/{len(chosen)}] {section} {name} {result.status} "
+                      f"{result.seconds:.0f} s {result.detail[:150]}", flush=True)
+                write_csv(results, arguments.results)
     return results
 
 

@@ -174,8 +174,8 @@ fi
 # --- common/attr ---
 
 if declare -F _acl_get_max >/dev/null; then
-	# An attribute has 64 KiB at most: 4 bytes of header, 8 for each entry.
+	# The kernel lets FUSE set ACLs of a page at most: 4 bytes of header, 8 for each entry.
 	_acl_get_max() {
-		echo 8191
+		echo 511
 	}
 fi
