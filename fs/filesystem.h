@@ -24,6 +24,7 @@ enum class AccessTimes : uint8_t { kRelative, kNone, kStrict };
 
 struct FsOptions {
   AccessTimes access_times = AccessTimes::kRelative;
+  bool directory_access_times = true;       // false: reading a directory leaves its access time alone
   uint64_t dirty_bytes_max = 64ULL << 20;   // of file data in memory before writers wait
   uint64_t inodes_cached_max = 65'536;
   uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond

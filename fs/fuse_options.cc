@@ -12,8 +12,8 @@ namespace {
 using Outcome = std::expected<void, std::string>;
 
 // Handed to the kernel as they are; libfuse knows all of them.
-constexpr std::array kVfsFlags = {"suid",   "nosuid", "dev",   "nodev",   "exec",
-                                  "noexec", "sync",   "async", "dirsync", "nodiratime"};
+constexpr std::array kVfsFlags = {"suid", "nosuid", "dev",   "nodev",  "exec",
+                                  "noexec", "sync", "async", "dirsync"};
 // Words that mean something to mount(8), systemd or other filesystems' defaults, and nothing here.
 constexpr std::array kIgnored = {"defaults",   "auto",
                                  "noauto",     "nofail",
@@ -21,11 +21,11 @@ constexpr std::array kIgnored = {"defaults",   "auto",
                                  "nouser",     "users",
                                  "nousers",    "owner",
                                  "group",      "atime",
-                                 "diratime",   "iversion",
-                                 "noiversion", "lazytime",
-                                 "nolazytime", "silent",
-                                 "loud",       "mand",
-                                 "nomand",     "default_permissions"};
+                                 "iversion",   "noiversion",
+                                 "lazytime",   "nolazytime",
+                                 "silent",     "loud",
+                                 "mand",       "nomand",
+                                 "default_permissions"};
 constexpr std::array kIgnoredPrefixes = {"x-", "X-", "comment=", "user=", "uhelper=", "helper="};
 constexpr std::array<std::string_view, 6> kCopyEngines = {"auto",  "nvme",     "xcopy",
                                                            "token", "hostfile", "host"};
@@ -152,6 +152,10 @@ Outcome set_word(std::string_view option, MountOptions& options) {
     options.access_times = AccessTimes::kRelative;
   } else if (option == "strictatime" || option == "norelatime") {
     options.access_times = AccessTimes::kStrict;
+  } else if (option == "nodiratime") {
+    options.directory_access_times = false;
+  } else if (option == "diratime") {
+    options.directory_access_times = true;
   } else if (option == "writeback") {
     options.writeback = true;
   } else if (option == "nowriteback") {
@@ -234,6 +238,7 @@ StoreOptions MountOptions::store_options() const {
 FsOptions MountOptions::fs_options() const {
   FsOptions fs;
   fs.access_times = access_times;
+  fs.directory_access_times = directory_access_times;
   fs.dirty_bytes_max = dirty_bytes;
   fs.read_only = read_only;
   fs.clone_mode = clone_mode;

@@ -31,6 +31,7 @@ struct MountOptions {
   GcMode gc = GcMode::kAuto;
   std::optional<bool> allow_other;  // unset: yes for root, no for others
   AccessTimes access_times = AccessTimes::kRelative;
+  bool directory_access_times = true;
   uint64_t commit_seconds = 5;
   uint64_t cache_bytes = 64ULL << 20;  // of metadata
   uint64_t dirty_bytes = 64ULL << 20;  // of file data not written yet

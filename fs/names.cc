@@ -87,6 +87,7 @@ Task<Result<>> Names::Impl::lock_entry(uint64_t parent, const std::string* name,
 
 void Names::Impl::touch_access_time(Inode& inode) {
   if (options.read_only || store.shut_down()) return;
+  if (inode.is_directory() && !options.directory_access_times) return;
   const WallTime now = environment.clock.wall();
   if (!should_update_access_time(inode, now, options.access_times)) return;
   inode.access_time = now;

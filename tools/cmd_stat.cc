@@ -31,10 +31,18 @@ void print_group(const std::string& title, const Json& group) {
   }
 }
 
-std::expected<std::string, std::string> fetch(const std::string& path) {
+// What the server tells, and which process that is.
+std::expected<Json, std::string> fetch(const std::string& path) {
   std::expected<MountedVolume, std::string> volume = MountedVolume::open(path);
   if (!volume) return std::unexpected(volume.error());
-  return volume->statistics();
+  std::expected<std::string, std::string> text = volume->statistics();
+  if (!text) return std::unexpected(text.error());
+  std::expected<int, std::string> pid = volume->server_pid();
+  if (!pid) return std::unexpected(pid.error());
+  Json figures = Json::parse(*text, nullptr, false);
+  if (!figures.is_object()) return std::unexpected("the server's answer is not JSON");
+  figures["server_pid"] = *pid;
+  return figures;
 }
 
 }  // namespace
@@ -47,21 +55,16 @@ int stat_command(const Invocation& invocation) {
   app.add_flag("--json", json, "as JSON");
   if (std::optional<int> code = parse_arguments(app, invocation, kExitFailed)) return *code;
 
-  std::expected<std::string, std::string> text = fetch(directory);
-  if (!text) {
-    print_error(invocation, directory, text.error());
+  std::expected<Json, std::string> figures = fetch(directory);
+  if (!figures) {
+    print_error(invocation, directory, figures.error());
     return kExitFailed;
   }
   if (json) {
-    fmt::print("{}\n", *text);
+    fmt::print("{}\n", figures->dump(2));
     return kExitOk;
   }
-  Json figures = Json::parse(*text, nullptr, false);
-  if (!figures.is_object()) {
-    print_error(invocation, directory, "the server's answer is not JSON");
-    return kExitFailed;
-  }
-  for (const auto& [name, value] : figures.items()) {
+  for (const auto& [name, value] : figures->items()) {
     if (value.is_object()) {
       print_group(name, value);
     } else {

@@ -33,10 +33,12 @@ TEST(MountOptions, DefaultsAreThoseOfTheHeader) {
 
 TEST(MountOptions, OwnOptions) {
   MountOptions options = parsed(
-      "ro,strictatime,writeback,commit=30,nodiscard,cache=128M,dirty=1M,"
+      "ro,strictatime,nodiratime,writeback,commit=30,nodiscard,cache=128M,dirty=1M,"
       "allow_other,copy_engine=hostfile,clone=share");
   EXPECT_TRUE(options.read_only);
   EXPECT_EQ(options.access_times, AccessTimes::kStrict);
+  EXPECT_FALSE(options.fs_options().directory_access_times);
+  EXPECT_TRUE(options.kernel_options.empty());
   EXPECT_TRUE(options.writeback);
   EXPECT_EQ(options.store_options().commit_interval_ns, 30'000'000'000U);
   EXPECT_FALSE(options.store_options().discard);

@@ -1,0 +1,181 @@
+# What xfstests must know of cofs, which it runs as FSTYP=fuse: how to make a volume (of a size), check it,
+# cut its power, and what it can hold. teach-xfstests has the checkout's common/rc, common/attr and
+# common/dmflakey source this at their ends, where it replaces functions by their names; no test is changed.
+#
+# Environment: COFS_PROG (the command). A function that is only changed for our mounts keeps its first
+# definition as cofs_stock_NAME.
+
+cofs_keep() {
+	declare -F "cofs_stock$1" >/dev/null || eval "cofs_stock$(declare -f "$1")"
+}
+
+cofs_server() { # MOUNT_POINT: the pid of the server of a mount
+	"$COFS_PROG" stat --json "$1" 2>/dev/null | sed -n 's/.*"server_pid": *\([0-9]*\).*/\1/p' | head -n 1
+}
+
+# Every file of the device's size is a device.
+cofs_bytes() { # DEVICE
+	if [ -b "$1" ]; then blockdev --getsize64 "$1"; else stat -L -c %s "$1"; fi
+}
+
+cofs_mkfs() { # DEVICE [OPTIONS]
+	local device=$1
+	shift
+	# shellcheck disable=SC2086
+	"$COFS_PROG" mkfs --force $MKFS_OPTIONS "$@" "$device"
+}
+
+# The volume must be consistent and every block of data intact. What was mounted is mounted again.
+cofs_check() { # DEVICE MOUNT_FUNCTION
+	local device=$1 again=$2 mounted output status
+	mounted=$(findmnt -rn -o TARGET -S "$device" | head -n 1)
+	if [ -n "$mounted" ] && ! _unmount "$mounted"; then
+		_log_err "cofs: $device can not be unmounted to be checked"
+		return 1
+	fi
+	output=$("$COFS_PROG" fsck --data "$device" 2>&1)
+	status=$?
+	if [ $status -ne 0 ]; then
+		_log_err "cofs: fsck of $device ends with $status"
+		echo "$output" >>"$seqres.full"
+	fi
+	if [ -n "$mounted" ]; then
+		$again || return 1
+	fi
+	return $status
+}
+
+# --- common/rc ---
+
+_fs_type() {
+	_df_device "$1" | $AWK_PROG '{ print $2 }' | sed -e 's/^fuse\(blk\)\{0,1\}\(\.cofs\)\{0,1\}$/fuse/'
+}
+
+_test_mkfs() {
+	cofs_mkfs "$TEST_DEV" "$@" >/dev/null
+}
+
+_try_mkfs_dev() {
+	# shellcheck disable=SC2086
+	"$COFS_PROG" mkfs --force $MKFS_OPTIONS "$@"
+}
+
+_scratch_mkfs() {
+	cofs_mkfs "$SCRATCH_DEV" "$@"
+}
+
+_try_scratch_mkfs_sized() { # BYTES [BLOCK_BYTES] [OPTIONS]
+	local bytes=$1 block=${2:-4096}
+	shift
+	[ $# -eq 0 ] || shift
+	[[ $bytes =~ ^[0-9]+$ && $block =~ ^[0-9]+$ ]] || _notrun "not a size: $bytes, blocks of $block"
+	[ "$block" -eq 4096 ] || _notrun "cofs has blocks of 4096 bytes, not $block"
+	[ "$bytes" -le "$(cofs_bytes "$SCRATCH_DEV")" ] || _notrun "$SCRATCH_DEV is smaller than $bytes bytes"
+	cofs_mkfs "$SCRATCH_DEV" --size "$bytes" "$@"
+}
+
+_scratch_mkfs_blocksized() { # BLOCK_BYTES
+	[ "$1" = 4096 ] || _notrun "cofs has blocks of 4096 bytes, not $1"
+	_scratch_mkfs
+}
+
+_check_test_fs() {
+	cofs_check "$TEST_DEV" _test_mount
+}
+
+_check_scratch_fs() {
+	cofs_check "${1:-$SCRATCH_DEV}" _scratch_mount
+}
+
+_check_dev_fs() {
+	cofs_check "$1" true
+}
+
+_get_device_size() { # KiB
+	echo $(($(cofs_bytes "$1") >> 10))
+}
+
+_fstyp_has_non_default_seek_data_hole() {
+	return 0
+}
+
+# Seconds are kept in 64 bits with a sign; the kernel's FUSE takes them as they are.
+_filesystem_timestamp_range() {
+	echo "$((1 << 63)) $(((1 << 63) - 1))"
+}
+
+_require_names_are_bytes() {
+	return 0
+}
+
+# A plain FUSE mount is not told of sync(2) and syncfs(2).
+cofs_sync() { # PATH
+	"$COFS_PROG" sync "$1" 2>/dev/null
+	return 0
+}
+
+cofs_keep _sync_fs
+_sync_fs() {
+	cofs_stock_sync_fs "$@"
+	cofs_sync "$1"
+}
+
+sync() {
+	command sync "$@"
+	local status=$? path
+	for path in "$TEST_DIR" "$SCRATCH_MNT"; do
+		mountpoint -q "$path" 2>/dev/null && cofs_sync "$path"
+	done
+	return $status
+}
+export -f sync cofs_sync
+
+# --- dm-flakey: the power is cut by killing the server ---
+
+cofs_keep _require_dm_target
+_require_dm_target() {
+	[ "$1" = flakey ] || cofs_stock_require_dm_target "$@"
+}
+
+cofs_power_cut() {
+	local server
+	server=$(cofs_server "$SCRATCH_MNT")
+	[ -n "$server" ] || _fail "cofs: $SCRATCH_MNT has no server whose power could be cut"
+	kill -KILL "$server"
+	while [ -e "/proc/$server/exe" ]; do sleep 0.02; done
+}
+
+if declare -F _init_flakey >/dev/null; then
+	_init_flakey() {
+		:
+	}
+	_cleanup_flakey() {
+		_unmount "$SCRATCH_MNT" >/dev/null 2>&1
+	}
+	_load_flakey_table() {
+		case "$1" in
+		"$FLAKEY_DROP_WRITES") cofs_power_cut ;;
+		"$FLAKEY_ERROR_WRITES") _notrun "a cut of the power is no failing write" ;;
+		esac
+	}
+	_flakey_drop_and_remount() { # [yes: check between]
+		cofs_power_cut
+		_unmount "$SCRATCH_MNT"
+		if [ "$1" = yes ]; then
+			_check_scratch_fs
+		fi
+		_scratch_mount
+	}
+	_require_flakey_with_error_writes() {
+		_notrun "a cut of the power is no failing write"
+	}
+fi
+
+# --- common/attr ---
+
+if declare -F _acl_get_max >/dev/null; then
+	# The kernel lets FUSE set ACLs of a page at most: 4 bytes of header, 8 for each entry.
+	_acl_get_max() {
+		echo 511
+	}
+fi
