@@ -12,13 +12,15 @@ namespace {
 constexpr uint32_t kUserFlags = ondisk::kInodeImmutable | ondisk::kInodeAppend;
 constexpr uint32_t kNanosecondsMax = 999'999'999;
 
-// What chattr +i and +a forbid. Times may be set on append-only files: the kernel writes back its own.
+// What chattr +i and +a forbid. On append-only files times may become the present's, and the kernel writes back
+// its own.
 Result<> check_flags(const Inode& inode, const AttributeChange& change) {
   const bool immutable = (inode.flags & ondisk::kInodeImmutable) != 0;
   const bool fixed = (inode.flags & kUserFlags) != 0;
   const bool changes_times = change.access_time || change.modify_time;
+  const bool chooses_times = changes_times && !change.times_are_now && !change.change_time;
   if ((fixed && (change.mode || change.uid || change.gid || change.size)) ||
-      (immutable && changes_times)) {
+      (immutable && changes_times) || (fixed && chooses_times)) {
     return fail(Code::kNotPermitted, "immutable or append-only file", inode.ino);
   }
   return {};

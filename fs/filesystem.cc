@@ -197,8 +197,8 @@ Task<Result<>> FileSystem::remove_xattr(uint64_t ino, std::string name) {
 
 // --- Open files ----------------------------------------------------------------------------------
 
-Task<Result<Attributes>> FileSystem::open_file(uint64_t ino, bool truncate) {
-  return names_->open_file(ino, truncate);
+Task<Result<Attributes>> FileSystem::open_file(uint64_t ino, OpenIntent intent) {
+  return names_->open_file(ino, intent);
 }
 
 Task<> FileSystem::close_file(uint64_t ino, uint64_t handle) {

@@ -85,7 +85,8 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<>> remove_xattr(uint64_t ino, std::string name);
 
   // --- Open files. An unlinked file lives until its last close (and, over FUSE, forget()). ---
-  Task<Result<Attributes>> open_file(uint64_t ino, bool truncate);
+  // Errors: kNotPermitted for a write to an immutable file, or one that is not an append to an append-only one.
+  Task<Result<Attributes>> open_file(uint64_t ino, OpenIntent intent);
   // What was announced and asked for by `handle` ends (0: it never was).
   Task<> close_file(uint64_t ino, uint64_t handle = 0);
   Task<> forget(uint64_t ino);  // the kernel dropped it: an unlinked, closed file is freed now

@@ -28,6 +28,8 @@ AttributeChange change_of(const struct stat& status, int which, WallTime now) {
   if (has(FUSE_SET_ATTR_GID)) change.gid = status.st_gid;
   if (has(FUSE_SET_ATTR_SIZE)) change.size = static_cast<uint64_t>(status.st_size);
   if (has(FUSE_SET_ATTR_ATIME)) change.access_time = wall_time_of(status.st_atim);
+  change.times_are_now = (!has(FUSE_SET_ATTR_ATIME) || has(FUSE_SET_ATTR_ATIME_NOW)) &&
+                         (!has(FUSE_SET_ATTR_MTIME) || has(FUSE_SET_ATTR_MTIME_NOW));
   if (has(FUSE_SET_ATTR_ATIME_NOW)) change.access_time = now;
   if (has(FUSE_SET_ATTR_MTIME)) change.modify_time = wall_time_of(status.st_mtim);
   if (has(FUSE_SET_ATTR_MTIME_NOW)) change.modify_time = now;

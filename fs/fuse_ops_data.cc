@@ -33,6 +33,14 @@ struct fuse_file_info open_reply(FuseServer& server, int flags) {
   return file;
 }
 
+OpenIntent intent_of(int flags) {
+  OpenIntent intent;
+  intent.write = (flags & O_ACCMODE) != O_RDONLY;
+  intent.append = (flags & O_APPEND) != 0;
+  intent.truncate = (flags & O_TRUNC) != 0;
+  return intent;
+}
+
 Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
                   uint32_t mode, int flags, Caller caller) {
   bool created = false;
@@ -42,8 +50,8 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
     reply_error(server, request, made.error());
     co_return;
   }
-  Result<Attributes> opened =
-      co_await server.fs().open_file(made->ino, !created && (flags & O_TRUNC) != 0);
+  const OpenIntent intent = created ? OpenIntent() : intent_of(flags);
+  Result<Attributes> opened = co_await server.fs().open_file(made->ino, intent);
   if (!opened) {
     reply_error(server, request, opened.error());
     co_return;
@@ -54,7 +62,7 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
 }
 
 Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags) {
-  Result<Attributes> opened = co_await server.fs().open_file(ino, (flags & O_TRUNC) != 0);
+  Result<Attributes> opened = co_await server.fs().open_file(ino, intent_of(flags));
   if (!opened) {
     reply_error(server, request, opened.error());
     co_return;
@@ -75,7 +83,7 @@ Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent,
     reply_error(server, request, made.error());
     co_return;
   }
-  Result<Attributes> opened = co_await server.fs().open_file(made->ino, false);
+  Result<Attributes> opened = co_await server.fs().open_file(made->ino, OpenIntent());
   if (!opened) {
     reply_error(server, request, opened.error());
     co_return;

@@ -160,14 +160,19 @@ Task<Result<std::vector<DirectoryEntry>>> Names::read_directory(uint64_t ino, ui
   co_return entries;
 }
 
-Task<Result<Attributes>> Names::open_file(uint64_t ino, bool truncate) {
+Task<Result<Attributes>> Names::open_file(uint64_t ino, OpenIntent intent) {
   Impl& my = *impl_;
-  if (truncate) co_await my.bound_dirty();
+  if (intent.truncate) co_await my.bound_dirty();
   auto inode = co_await my.inodes.get(ino);
   COFS_CO_TRY(inode);
   Inode& file = **inode;
+  const bool fixed = (file.flags & ondisk::kInodeImmutable) != 0;
+  const bool only_appends = (file.flags & ondisk::kInodeAppend) != 0;
+  if (intent.write && !file.is_directory() && (fixed || (only_appends && !intent.append))) {
+    co_return fail(Code::kNotPermitted, "immutable or append-only file", ino);
+  }
   file.open_count++;
-  if (!truncate) co_return file.attributes();
+  if (!intent.truncate) co_return file.attributes();
 
   Result<> result;
   {

@@ -40,7 +40,7 @@ class Names {
   Task<Result<std::vector<std::string>>> list_xattrs(uint64_t ino);
   Task<Result<>> remove_xattr(uint64_t ino, std::string name);
 
-  Task<Result<Attributes>> open_file(uint64_t ino, bool truncate);
+  Task<Result<Attributes>> open_file(uint64_t ino, OpenIntent intent);
   Task<> close_file(uint64_t ino);
   Task<> forget(uint64_t ino);
 

@@ -53,9 +53,9 @@ Task<Result<>> Names::remove_name(uint64_t parent, std::string name, bool direct
   COFS_CO_TRY(locked);
   Inode& dir = *entry.parent;
   Inode& victim = *entry.child;
-  checked = check_victim_type(victim, directory);
-  COFS_CO_TRY(checked);
   checked = check_may_remove(dir, victim);
+  COFS_CO_TRY(checked);
+  checked = check_victim_type(victim, directory);
   COFS_CO_TRY(checked);
 
   auto transaction = co_await my.store.begin(Cost(0, kOrphanCostBytes), SpaceClass::kDelete);

@@ -53,10 +53,18 @@ struct AttributeChange {
   std::optional<uint64_t> size;
   std::optional<WallTime> access_time;
   std::optional<WallTime> modify_time;
-  std::optional<WallTime> change_time;
+  std::optional<WallTime> change_time;  // only the kernel's own cache sets it
+  bool times_are_now = false;           // as touch(1) wants, who may not say which
   std::optional<uint32_t> flags;      // immutable and append bits only
   bool kill_privileges = false;       // clear setuid (and setgid with group execute), as a write does
   AttributeChange() = default;
+};
+
+// What a file is opened for.
+struct OpenIntent {
+  bool write = false;
+  bool append = false;    // each write goes to the end of the file
+  bool truncate = false;
 };
 
 // File data on its way in: the bytes [offset, offset + length) of a file in a buffer whose first byte

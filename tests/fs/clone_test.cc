@@ -104,7 +104,7 @@ class Clones : public testing::Test {
     return copied->bytes;
   }
   OpenFile open(uint64_t ino, bool readable = true, bool writable = true) {
-    EXPECT_TRUE(volume->run(fs().open_file(ino, false)));
+    EXPECT_TRUE(volume->run(fs().open_file(ino, OpenIntent())));
     OpenFile opened;
     opened.handle = ++handles;
     opened.ino = ino;

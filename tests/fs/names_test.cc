@@ -247,7 +247,7 @@ TEST_F(NamesTest, HardLinks) {
   ASSERT_TRUE(run(fs().unlink(kRoot, "f")));
   EXPECT_EQ(stat(ino).nlink, 1U);
   expect_clean();
-  ASSERT_TRUE(run(fs().open_file(ino, false)));
+  ASSERT_TRUE(run(fs().open_file(ino, OpenIntent())));
   ASSERT_TRUE(run(fs().unlink(directory, "g")));
   EXPECT_EQ(code_of(run(fs().link(ino, kRoot, "again"))), Code::kNoEntry);
   expect_clean();
@@ -260,8 +260,8 @@ TEST_F(NamesTest, HardLinks) {
 
 TEST_F(NamesTest, ForgottenFilesLiveUntilTheirLastClose) {
   const uint64_t ino = make_file(kRoot, "f");
-  ASSERT_TRUE(run(fs().open_file(ino, false)));
-  ASSERT_TRUE(run(fs().open_file(ino, false)));
+  ASSERT_TRUE(run(fs().open_file(ino, OpenIntent())));
+  ASSERT_TRUE(run(fs().open_file(ino, OpenIntent())));
   ASSERT_TRUE(run(fs().unlink(kRoot, "f")));
   run(fs().forget(ino));
   run(fs().close_file(ino));
@@ -292,7 +292,7 @@ TEST_F(NamesTest, OrphansAreFreedAtTheNextMount) {
   const uint64_t file = make_file(kRoot, "f");
   const uint64_t directory = make_directory(kRoot, "d");
   ASSERT_TRUE(set_xattr(file, "user.big", std::string(60'000, 'v')));
-  ASSERT_TRUE(run(fs().open_file(file, false)));
+  ASSERT_TRUE(run(fs().open_file(file, OpenIntent())));
   ASSERT_TRUE(run(fs().unlink(kRoot, "f")));
   ASSERT_TRUE(run(fs().remove_directory(kRoot, "d")));
   run(fs().close_file(file));
@@ -435,24 +435,46 @@ TEST_F(NamesTest, ChownClearsPrivileges) {
 TEST_F(NamesTest, ImmutableAndAppendOnly) {
   const uint64_t directory = make_directory(kRoot, "d");
   const uint64_t file = make_file(directory, "f");
+  make_file(make_directory(directory, "full"), "inside");
   AttributeChange flags;
   flags.flags = ondisk::kInodeImmutable;
   ASSERT_TRUE(run(fs().set_attributes(file, flags, root_)));
   AttributeChange mode;
   mode.mode = 0600;
   const Code denied = Code::kNotPermitted;
+  OpenIntent truncating;
+  truncating.truncate = true;
+  OpenIntent writing;
+  writing.write = true;
+  OpenIntent appending = writing;
+  appending.append = true;
+  AttributeChange touched;
+  touched.modify_time = WallTime{1, 0};
   EXPECT_EQ(code_of(run(fs().set_attributes(file, mode, root_))), denied);
   EXPECT_EQ(code_of(run(fs().unlink(directory, "f"))), denied);
   EXPECT_EQ(code_of(run(fs().link(file, kRoot, "g"))), denied);
   EXPECT_EQ(code_of(rename(directory, "f", kRoot, "g")), denied);
   EXPECT_EQ(code_of(set_xattr(file, "user.a", "b")), denied);
-  EXPECT_EQ(code_of(run(fs().open_file(file, true))), denied);
+  EXPECT_EQ(code_of(run(fs().open_file(file, truncating))), denied);
+  EXPECT_EQ(code_of(run(fs().open_file(file, writing))), denied);
+  EXPECT_EQ(code_of(run(fs().open_file(file, appending))), denied);
+  EXPECT_TRUE(run(fs().open_file(file, OpenIntent()))) << "to read";
+  run(fs().close_file(file));
+  flags.flags = ondisk::kInodeAppend;
+  ASSERT_TRUE(run(fs().set_attributes(file, flags, root_)));
+  EXPECT_EQ(code_of(run(fs().open_file(file, writing))), denied);
+  EXPECT_TRUE(run(fs().open_file(file, appending)));
+  run(fs().close_file(file));
+  EXPECT_EQ(code_of(run(fs().set_attributes(file, touched, root_))), denied);
+  touched.times_are_now = true;
+  EXPECT_TRUE(run(fs().set_attributes(file, touched, root_)));
   flags.flags = 0;
   ASSERT_TRUE(run(fs().set_attributes(file, flags, root_)));
   flags.flags = ondisk::kInodeAppend;
   ASSERT_TRUE(run(fs().set_attributes(directory, flags, root_)));
   make_file(directory, "more");
   EXPECT_EQ(code_of(run(fs().unlink(directory, "f"))), denied);
+  EXPECT_EQ(code_of(run(fs().remove_directory(directory, "full"))), denied) << "said first, as Linux does";
   flags.flags = ondisk::kInodeImmutable;
   ASSERT_TRUE(run(fs().set_attributes(directory, flags, root_)));
   bool created = false;

@@ -76,7 +76,7 @@ Task<Result<>> do_make_unnamed(FileSystem& fs, OpenFiles& files, const Operation
   const Caller caller = test_caller();
   auto made = co_await fs.make_unnamed(*parent, op.mode, caller);
   COFS_CO_TRY(made);
-  auto opened = co_await fs.open_file(made->ino, false);
+  auto opened = co_await fs.open_file(made->ino, OpenIntent());
   COFS_CO_TRY(opened);
   files.set(op.slot, made->ino);
   co_return Result<>();
@@ -122,7 +122,9 @@ Task<Result<>> do_rename(FileSystem& fs, const OpenFiles& files, const Operation
 Task<Result<>> do_open(FileSystem& fs, OpenFiles& files, const Operation& op) {
   auto ino = co_await resolve_path(fs, op.path);
   COFS_CO_TRY(ino);
-  auto opened = co_await fs.open_file(*ino, (op.flags & 1) != 0);
+  OpenIntent intent;
+  intent.truncate = (op.flags & 1) != 0;
+  auto opened = co_await fs.open_file(*ino, intent);
   COFS_CO_TRY(opened);
   files.set(op.slot, *ino);
   co_return Result<>();
@@ -200,7 +202,7 @@ uint64_t next_handle() {
 }
 
 Task<Result<OpenFile>> open_handle(FileSystem& fs, uint64_t ino, bool writable) {
-  auto opened = co_await fs.open_file(ino, false);
+  auto opened = co_await fs.open_file(ino, OpenIntent());
   COFS_CO_TRY(opened);
   OpenFile file;
   file.handle = next_handle();
