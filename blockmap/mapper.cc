@@ -46,6 +46,7 @@ Task<Result<>> Store::Impl::apply_erase(Key key) {
 Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, uint64_t count,
                                              uint64_t virtual_block, uint32_t flags) {
   constexpr uint64_t kBatch = 256;
+  extent_changes_of(ino)++;
   const uint64_t end = file_block + count;
   int64_t delta = 0;
   const bool maps = virtual_block != 0 || (flags & ondisk::kExtentUnwritten) != 0;

@@ -100,16 +100,22 @@ Task<Result<std::vector<Mapping>>> Store::map_range(uint64_t ino, uint64_t file_
     return true;
   };
   if (count == 0 || limit == 0) co_return mappings;
-  auto before =
-      co_await impl_->tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
-  COFS_CO_TRY(before);
-  if (before->has_value()) add((*before)->key, (*before)->value);
-  COFS_CO_TRY(parsed);
-  if (mappings.size() < limit && next < end) {
-    auto scanned = co_await impl_->tree.scan(Key::extent(ino, std::max(next, file_block + 1)),
-                                             Key::extent(ino, end), limit - mappings.size(), add);
-    COFS_CO_TRY(scanned);
+  while (true) {
+    const uint64_t changes = impl_->extent_changes_of(ino);
+    mappings.clear();
+    next = file_block;
+    auto before =
+        co_await impl_->tree.last_at_or_before(Key::extent(ino, 0), Key::extent(ino, file_block));
+    COFS_CO_TRY(before);
+    if (before->has_value()) add((*before)->key, (*before)->value);
     COFS_CO_TRY(parsed);
+    if (mappings.size() < limit && next < end) {
+      auto scanned = co_await impl_->tree.scan(Key::extent(ino, std::max(next, file_block + 1)),
+                                               Key::extent(ino, end), limit - mappings.size(), add);
+      COFS_CO_TRY(scanned);
+      COFS_CO_TRY(parsed);
+    }
+    if (impl_->extent_changes_of(ino) == changes) break;
   }
   co_return mappings;
 }

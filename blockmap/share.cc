@@ -39,7 +39,8 @@ class SharedMarker {
  public:
   SharedMarker(BTree& tree, uint64_t ino) : tree_(tree), ino_(ino) {}
 
-  // Readers see the blocks mapped between any two steps: of two extents that overlap they take the first.
+  // Readers see the blocks mapped between any two steps: of two extents that overlap they take the first. Those
+  // that were between the two begin anew (Store::map_range).
   Task<Result<>> mark(const FileExtent* extent) {
     FileExtent flagged = *extent;
     flagged.value.flags |= ondisk::kExtentMaybeShared;
@@ -106,6 +107,7 @@ Task<Result<>> Store::Impl::check_reference_room(uint64_t virtual_block, uint64_
 Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
   auto cleared = co_await apply_map_extent(range.target_ino, range.target_block, range.count, 0, 0);
   COFS_CO_TRY(cleared);
+  extent_changes_of(range.source_ino)++;
   // The whole source first: within one file the target's extents may join those of the source.
   std::vector<SharedPiece> pieces;
   SharedMarker marker(tree, range.source_ino);

@@ -414,8 +414,6 @@ class Store {
   // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
   // the next commit keeps to shares of it (reserves.cc).
   uint64_t dirty_nodes_floor() const;
-  // So many may be dirty now: more than the floor where there is room.
-  uint64_t dirty_nodes_limit() const;
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
   // may run meanwhile.
   Task<Result<VerifyReport>> verify(VerifyOptions options);

@@ -270,7 +270,9 @@ struct Store::Impl {
   uint64_t write_ordinal = 0;
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
   std::set<uint64_t> discard_queue;     // freed segments, set aside
-  uint64_t discards_running = 0;        // workers of the queue, and trims
+  uint64_t discard_workers = 0;         // that empty it
+  uint64_t discards_running = 0;        // requests under way, theirs and those of trims
+  uint64_t discard_waiters = 0;         // who need room: nothing new begins
   Event write_done;
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
@@ -282,6 +284,10 @@ struct Store::Impl {
   Reserves reserves;
 
   // --- readers ---
+  // Of a file's extents, by its number: who reads several of them and finds that it grew meanwhile begins
+  // anew, since an extent that was to come next may be part of one that was seen, or cut off from it.
+  std::array<uint64_t, 64> extent_changes{};
+  uint64_t& extent_changes_of(uint64_t ino) { return extent_changes[ino % extent_changes.size()]; }
   std::set<uint64_t> readers;     // ordinals of those under way
   uint64_t reader_ordinal = 0;    // of the last one that began
   Event reader_done;

@@ -14,10 +14,10 @@
 namespace cofs {
 
 Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range) {
-  // Each piece may dirty a leaf of references of its own.
-  const uint64_t extents_max =
-      std::clamp(store.dirty_nodes_limit() / 2, kStepExtentsMin, kShareExtentsMax);
-  const uint64_t replaced_max = step_extents();
+  // What is shared may dirty a leaf of references each, what is replaced two of vmap: together not more than
+  // one step is reckoned with (blockmap/reserves.cc).
+  const uint64_t extents_max = step_extents();
+  const uint64_t replaced_max = std::max(extents_max / 2, kStepExtentsMin / 2);
   auto replaced =
       co_await store.map_range(range.target_ino, range.target_block, range.count, replaced_max + 1);
   COFS_CO_TRY(replaced);
@@ -95,7 +95,8 @@ Task<Result<Files::Impl::Comparison>> Files::Impl::compare_blocks(Inode& a, uint
   COFS_CO_TRY(a_named);
   auto b_named = co_await blocks_named(b, b_block, count);
   COFS_CO_TRY(b_named);
-  if (*a_named == *b_named) co_return comparison;
+  // Inline data has no blocks, and so the same names as a hole.
+  if (!is_inline(a) && !is_inline(b) && *a_named == *b_named) co_return comparison;
   comparison.identical = false;
   for (uint32_t i = 0; i < count && comparison.same;) {
     uint32_t n = 1;  // blocks that follow each other on both sides

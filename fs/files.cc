@@ -285,6 +285,7 @@ void Files::Impl::take_back(const std::vector<uint64_t>& tokens) {
     inode.data.put_back(token);
     inode.data.reservation.merge(std::move(flight.mapped().reservation));
   }
+  progress.notify_all();  // who waits for these writes has to see to them again
 }
 
 Task<Result<>> Files::Impl::flush_inodes(std::vector<InodeRef> list) {

@@ -30,7 +30,6 @@ inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two tr
 inline constexpr size_t kCopyBatchesUnderWay = 2;
 inline constexpr uint64_t kCopyBatchExtents = 16'384;   // gathered for one transaction
 inline constexpr uint64_t kCopyBatchPieces = 512;       // of data and of holes in turn, mapped by it
-inline constexpr uint64_t kShareExtentsMax = 16'384;    // shared by one transaction, however large the store
 inline constexpr uint32_t kCompareBlocks = 256;         // of two files, read and compared at once
 inline constexpr uint64_t kHostCopyBytesMax = 8ULL << 20;  // of one copy_range without the engine
 inline constexpr uint64_t kDrainPollNs = 200'000;

@@ -661,6 +661,17 @@ TEST_F(Clones, DifferentRangesAreLeftAlone) {
   result = dedupe(small_from, 0, small_to, 0, 4);
   ASSERT_TRUE(result && result->same);
   EXPECT_EQ(result->bytes, 4U);
+  const OpenFile small_other = open(file("small c", "diff"));
+  const OpenFile small_hole = open(create("small hole"));
+  size.size = 4;
+  ASSERT_TRUE(volume->run(fs().set_attributes(small_hole.ino, size, kRoot)));
+  sync();
+  for (const OpenFile& other : {small_other, small_hole}) {
+    result = dedupe(small_from, 0, other, 0, 4);
+    ASSERT_TRUE(result);
+    EXPECT_FALSE(result->same);
+    close(other);
+  }
   for (const OpenFile& file : {from, to, hole_file, zero_file, small_from, small_to}) close(file);
 }
 
