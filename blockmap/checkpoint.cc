@@ -17,6 +17,7 @@ constexpr uint32_t kNodesPerBatch = 64;      // frozen images serialized and wri
 constexpr uint64_t kCleanGroupsPerRound = 64;
 constexpr uint64_t kCleanNodesMin = 16;
 constexpr uint64_t kCleanGroupNodes = 8;  // of segment records, that the checkpoint will change, too
+constexpr uint64_t kLogSegmentsKept = 3;  // open, next and the one after: a checkpoint does not let go of them
 constexpr size_t kMeta = static_cast<size_t>(ondisk::Stream::kMeta);
 constexpr size_t kMirror = static_cast<size_t>(ondisk::Stream::kMetaMirror);
 
@@ -411,7 +412,11 @@ Task<Result<>> Store::Impl::clean_node_segments() {
             [](const Candidate& a, const Candidate& b) { return a.live < b.live; });
   const uint64_t budget =
       std::max(reserves.dirty_nodes_max, tree.dirty_nodes() + kCleanNodesMin);
-  const uint64_t kept = log_headroom() + ledger.outstanding;
+  // The log begins anew with this checkpoint, and may grow to its limit before the old one can go.
+  const uint64_t log_anew =
+      (reserves.log_segments - std::min(reserves.log_segments, kLogSegmentsKept)) *
+      reserves.segment_data_blocks;
+  const uint64_t kept = log_anew + ledger.outstanding;
   uint64_t surplus = have - due;  // places for nodes to be won
   for (const Candidate& candidate : candidates) {
     const uint64_t nodes_here = candidate.live / geometry.node_blocks();

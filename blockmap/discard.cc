@@ -36,9 +36,13 @@ void Store::Impl::release_segments() {
     for (uint64_t segment : released) segments.add_usable(segment);
     return;
   }
+  if (discard_waiters != 0 || stopping) {  // they are wanted as they are
+    for (uint64_t segment : released) segments.add_usable(segment);
+    return;
+  }
   discard_queue.insert(released.begin(), released.end());
-  for (uint64_t n = discard_queue.size(); n > 0 && discards_running < kDiscardsMax; n--) {
-    discards_running++;
+  for (uint64_t n = discard_queue.size(); n > 0 && discard_workers < kDiscardsMax; n--) {
+    discard_workers++;
     tasks_running++;
     spawn(env.executor, discard_queued());
   }
@@ -49,14 +53,16 @@ Task<> Store::Impl::discard_queued() {
     const uint64_t first = *discard_queue.begin();
     uint64_t count = 0;
     while (count < discard_segments_max() && discard_queue.erase(first + count) != 0) count++;
-    if (!shut_down) {
+    if (!shut_down && !stopping) {
+      discards_running++;
       auto discarded = co_await discard_run(first, count);
       (void)discarded;  // it would only have saved space
+      discards_running--;
     }
     for (uint64_t i = 0; i < count; i++) segments.add_usable(first + i);
     task_done.notify_all();
   }
-  discards_running--;
+  discard_workers--;
   tasks_running--;
   task_done.notify_all();
 }
@@ -70,17 +76,21 @@ Task<Result<>> Store::Impl::discard_run(uint64_t first, uint64_t count) {
   co_return discarded;
 }
 
-// Somebody needs room: what was not begun is used as it is.
+// Somebody needs room: what was not begun is used as it is, and nothing begins before what has begun is over.
 Task<> Store::Impl::wait_for_discards() {
   for (uint64_t segment : discard_queue) segments.add_usable(segment);
   discard_queue.clear();
+  discard_waiters++;
   while (discards_running != 0) co_await task_done.wait();
+  discard_waiters--;
+  task_done.notify_all();
 }
 
 // Discards what is free of [from, end), a run of free segments, as long as it is; returns the blocks.
 Task<Result<uint64_t>> Store::Impl::trim_run(uint64_t from, uint64_t end, BlockRange within) {
   uint64_t trimmed = 0;
   while (from < end) {
+    while (discard_waiters != 0 && !stopping) co_await task_done.wait();
     if (stopping || shut_down) co_return fail(Code::kShutdown, "trim");
     if (room(SpaceClass::kGc) < int64_t{geometry.segment_blocks}) break;  // all is promised
     const uint64_t share =

@@ -155,8 +155,10 @@ Task<> Store::Impl::gc_work_off() {
 // --- What was won becomes usable ---------------------------------------------------------------
 
 bool Store::Impl::gc_release_due() const {
+  if (segments.waits_for_readers()) return false;  // no commit would free them
   const uint64_t held = segments.held_count() * geometry.segment_blocks;
-  return held != 0 && held * kHeldPerRoom >= available(SpaceClass::kUser);
+  const int64_t have = std::max<int64_t>(room(SpaceClass::kUser), 0);
+  return held != 0 && held * kHeldPerRoom >= static_cast<uint64_t>(have);
 }
 
 // Commits in the background, once what waits for them is much of what there is.

@@ -110,12 +110,13 @@ Task<Result<uint64_t>> Store::Impl::apply_move_vmap(VmapMove move) {
 Task<Result<uint64_t>> Store::Impl::gc_publish(const std::vector<VmapMove>* moves) {
   const uint64_t together = moves_per_transaction(reserves.dirty_nodes_floor);
   uint64_t moved_blocks = 0;
-  for (size_t first = 0; first < moves->size(); first += together) {
+  for (size_t first = 0; first < moves->size();) {
     auto bounded = co_await keep_bounds();
     COFS_CO_TRY(bounded);
     auto guard = co_await apply_lock.lock();
     auto writable = check_writable();
     COFS_CO_TRY(writable);
+    if (tree.dirty_nodes() >= dirty_nodes_limit()) continue;  // others came first
     std::vector<const VmapMove*> current;
     for (size_t i = first; i < std::min(moves->size(), first + together); i++) {
       const VmapMove* move = &(*moves)[i];
@@ -138,6 +139,7 @@ Task<Result<uint64_t>> Store::Impl::gc_publish(const std::vector<VmapMove>* move
     }
     metadata_debt_bytes += pending_records.size() - records_before;
     guard.release();
+    first += together;
     co_await let_others_run(env.executor);
   }
   counters.gc_relocated_bytes += bytes_of_blocks(moved_blocks);

@@ -81,11 +81,15 @@ Task<> Scrubber::end_batch(uint64_t bytes) {
   } else if (store_.gc.foreground != foreground_) {
     until = now + kRestFactor * (now - batch_started_ns_);
   }
-  if (until <= now || ended()) co_return;
-  run_.timer.due_ns = until;
-  run_.asleep = true;
-  co_await sleep_until(store_.env.clock, run_.timer);
-  run_.asleep = false;
+  // A second at a time: the store may have failed meanwhile.
+  while (!ended()) {
+    const uint64_t at = store_.env.clock.monotonic_ns();
+    if (until <= at) break;
+    run_.timer.due_ns = std::min(until, at + kSecondNs);
+    run_.asleep = true;
+    co_await sleep_until(store_.env.clock, run_.timer);
+    run_.asleep = false;
+  }
 }
 
 // --- Superblocks -------------------------------------------------------------------------------

@@ -303,10 +303,10 @@ Task<Result<bool>> SegmentTable::flush_groups() {
   std::sort(changed.begin(), changed.end());
   for (uint64_t number : changed) {
     Group& group = groups_.at(number);
-    group.dirty = false;
     const std::vector<std::byte> value = encode_group(group.segments);
     auto put = co_await tree_.put(Key::segment_group(number), value);
     COFS_CO_TRY(put);
+    group.dirty = false;  // not before: a clean group may be forgotten, and read again as the tree has it
   }
   co_return !changed.empty();
 }
