@@ -4,7 +4,7 @@
 // write. Three levels of room. Above a fifth of the volume nothing runs; below it idle time is used.
 // Below the low-water mark each block that is written owes blocks to be won, more of them the less room there is:
 // none at the mark, one at half of it, so that a steady load comes to rest there. A writer whose debt is
-// not paid by credit waits until it is, or a tenth of a second: first come, first served, each woken by
+// not paid by credit waits until it is, or a twentieth of a second: first come, first served, each woken by
 // itself. A reservation that finds no room at all has victims emptied until it fits or nothing gains.
 //
 // What was won can be used when a commit or two have made it so; the work starts them in time.
