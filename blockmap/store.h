@@ -11,6 +11,7 @@
 // safe. Thread safety: inside the core only.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -263,9 +264,10 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
   uint64_t delete_reserve = 0;
   uint64_t promised_blocks = 0;
   uint64_t over_provisioned_blocks = 0;
-  // What can be written before any garbage is collected.
+  // What users can write before any garbage is collected. What is over-provisioned is won last of all.
   uint64_t ready_blocks() const {
-    return available_blocks > winnable_blocks ? available_blocks - winnable_blocks : 0;
+    const uint64_t room = available_blocks + over_provisioned_blocks;
+    return std::min(available_blocks, room > winnable_blocks ? room - winnable_blocks : 0);
   }
 };
 

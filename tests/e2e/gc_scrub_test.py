@@ -245,7 +245,8 @@ def refuse_others(space, volume):
 
 
 def test(space):
-    volume = space.volume(size="256M", options="gc=off").mount()
+    # Without over-provisioning: else what users may fill is bounded by what lives, whatever is collected.
+    volume = space.volume(size="256M", options="gc=off", mkfs=("--over-provision", "0")).mount()
     contents = collect(space, volume)
     scrub_damage(space, volume)
     watch_and_end(volume)
