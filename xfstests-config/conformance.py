@@ -154,12 +154,14 @@ def targets_for(section, directory):
             os.unlink(path)
 
 
-# mount(8) finds its helpers in /sbin only: they lie over it, for these processes. And df, which the tests
-# use much, asks every mount: others' servers must not be waited for.
+# mount(8) finds its helpers in /sbin only: they lie over it, for these processes. /tmp is their own: tests
+# name files there by process ids, which are small in a namespace and meet those of another run. And df, which
+# the tests use much, asks every mount: others' servers must not be waited for.
 ENTER = """set -e
 mount -t overlay overlay -o "lowerdir=$COFS_HELPERS:/usr/sbin" /usr/sbin
 awk '{ for (i = 7; i <= NF; i++) if ($i == "-" && $(i + 1) ~ /^fuse/) print $5 }' /proc/self/mountinfo |
 while read -r mount; do umount -l -i "$(printf "%b" "$mount")"; done
+mount --bind "$COFS_RUN_DIR/tmp" /tmp
 exec "$@"
 """
 
@@ -196,8 +198,9 @@ class Suite:
             COFS_HELPERS=str(HERE / "helpers"),
             COFS_RUN_TEST=targets[0], COFS_RUN_SCRATCH=targets[1], COFS_RUN_DIR=str(directory),
             COFS_RUN_RESULTS=str(results), LC_ALL="C", LANGUAGE="C")
-        for name in ("test", "scratch"):
+        for name in ("test", "scratch", "tmp"):
             (directory / name).mkdir(exist_ok=True)
+        (directory / "tmp").chmod(0o1777)
         self.make_test_volume()
 
     def make_test_volume(self):
@@ -402,6 +405,14 @@ def compare_with_passes(results, save):
     return left
 
 
+def hidden_by_no_tmp(text):
+    """A directory that tests of xfstests can reach: each has a /tmp of its own."""
+    path = pathlib.Path(text).resolve()
+    if path.is_relative_to("/tmp"):
+        raise argparse.ArgumentTypeError(f"{path}: the tests have a /tmp of their own: take a place outside")
+    return path
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(
         prog="run.sh", description="Runs xfstests and pjdfstest on cofs.",
@@ -410,15 +421,15 @@ def parse_arguments():
     parser.add_argument("tests", nargs="*", metavar="TEST", help="generic/001, or 001")
     parser.add_argument("-g", "--group", action="append", default=[], help="all tests of a group; all: every one")
     parser.add_argument("-x", "--exclude-group", action="append", default=[], help="but those of this group")
-    parser.add_argument("--xfstests", type=pathlib.Path, default=os.environ.get("XFSTESTS_DIR"),
+    parser.add_argument("--xfstests", type=hidden_by_no_tmp, default=os.environ.get("XFSTESTS_DIR"),
                         help="a built checkout (default: $XFSTESTS_DIR)")
     parser.add_argument("--pjdfstest", type=pathlib.Path, default=os.environ.get("PJDFSTEST_DIR"),
                         help="run pjdfstest, of this built checkout, instead of xfstests")
     parser.add_argument("--section", action="append", choices=sorted(SECTIONS), help="default: image")
     parser.add_argument("--cofs", default=str(HERE.parent / "build/release/bin/cofs"), help="the command")
-    parser.add_argument("--directory", default=os.environ.get("COFS_TEST_DIR", "/tmp"),
-                        help="where images are kept: sparse files of 8 and 12 GiB (default /tmp)")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("xfstests-results"),
+    parser.add_argument("--directory", default=os.environ.get("COFS_TEST_DIR", "/var/tmp"), type=hidden_by_no_tmp,
+                        help="where images are kept: sparse files of 8 and 12 GiB (default /var/tmp)")
+    parser.add_argument("--results", type=hidden_by_no_tmp, default=pathlib.Path("xfstests-results"),
                         help="what every test printed, results.csv and results.xml go here")
     parser.add_argument("--time-limit", type=float, default=300, metavar="SECONDS", help="of one test (300)")
     parser.add_argument("--excluded-too", action="store_true", help="run what exclude.list names as well")
@@ -426,7 +437,6 @@ def parse_arguments():
     arguments = parser.parse_args()
     arguments.section = arguments.section or ["image"]
     arguments.cofs = str(pathlib.Path(arguments.cofs).resolve())
-    arguments.results = arguments.results.resolve()
     return arguments
 
 
@@ -440,7 +450,6 @@ def main():
         if arguments.pjdfstest is not None and arguments.xfstests is None:
             results = run_pjdfstest(arguments)
         elif arguments.xfstests is not None:
-            arguments.xfstests = arguments.xfstests.resolve()
             results = run_xfstests(arguments)
         else:
             raise CanNotRun("say --xfstests or --pjdfstest DIRECTORY")
