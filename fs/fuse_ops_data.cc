@@ -25,7 +25,7 @@ struct fuse_file_info open_reply(FuseServer& server, int flags) {
   struct fuse_file_info file {};
   file.flags = flags;
   file.fh = FileHandle::opened(server, flags).fh();
-  file.keep_cache = 1;
+  file.keep_cache = server.options().keep_cache ? 1 : 0;
   file.noflush = 1;
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 15)
   file.parallel_direct_writes = 1;

@@ -33,6 +33,7 @@ struct FuseServerOptions {
   bool block_device = false;  // mount as fuseblk (root only)
   bool read_only = false;
   bool writeback = false;
+  bool keep_cache = true;  // false: opening a file drops what the kernel has of its data
   bool allow_other = false;
   std::vector<std::string> kernel_options;
   // Called right before a fuseblk mount, when the kernel is about to claim the device.

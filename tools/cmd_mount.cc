@@ -151,6 +151,9 @@ class MountProcess {
     server.block_device = machine.device().geometry().is_block_device && geteuid() == 0;
     server.read_only = options_.read_only;
     server.writeback = options_.writeback;
+    // The kernel tells of no read that its cache answers: with strict access times the first after an open is
+    // to reach the server.
+    server.keep_cache = options_.access_times != AccessTimes::kStrict;
     server.allow_other = options_.allow_other.value_or(geteuid() == 0);
     server.kernel_options = options_.kernel_options;
     server.release_claim = [&machine] { machine.device().target().release_claim(); };
