@@ -59,6 +59,13 @@ uint64_t blocks_of_cost(const Cost& cost) {
   return data + (cost.record_bytes * 8 + kBlockBytes - 1) / kBlockBytes;
 }
 
+uint64_t data_within(uint64_t blocks) {
+  // Of 256 blocks: 4 of headers, 1,024 bytes of checksums and 48 of a vmap record, both times 8. The
+  // run's own records and what is rounded up are in the constant.
+  constexpr uint64_t kPerRun = 8;
+  return blocks > kPerRun ? (blocks - kPerRun) * 2560 / 2621 : 0;
+}
+
 uint64_t Store::Impl::usable_blocks() const {
   const OpenSegment& data = streams[static_cast<size_t>(ondisk::Stream::kData)];
   const uint64_t room_in_open = stream_room(data, 2);

@@ -48,5 +48,8 @@ class Reservation {
 // Blocks that a cost takes from the ledger: data with its chunk headers, and metadata at twice its
 // size (half-full nodes), twice (copies), twice again (cleaning keeps node segments half full).
 uint64_t blocks_of_cost(const Cost& cost);
+// How many blocks of data, in one long run, can be had for so many blocks: as much is reserved for their
+// chunks' headers, their checksums and the records that hold these.
+uint64_t data_within(uint64_t blocks);
 
 }  // namespace cofs

@@ -11,9 +11,6 @@
 namespace cofs {
 namespace {
 
-// What is left for data, when each 64 blocks of it take one for their chunk's header (blocks_of_cost).
-uint64_t with_framing(uint64_t blocks) { return blocks - blocks / 64; }
-
 // Takes up to `wanted` out of `left`.
 uint64_t take(uint64_t& left, uint64_t wanted) {
   const uint64_t taken = std::min(left, wanted);
@@ -73,8 +70,8 @@ SpaceReport Store::space() const {
     for_users = limit > taken ? std::min(room, limit - taken) : 0;
   }
   report.over_provisioned_blocks = room - for_users;
-  report.total_blocks = with_framing(store.reserves.user_blocks());
-  report.available_blocks = std::min(with_framing(for_users), report.total_blocks);
+  report.total_blocks = data_within(store.reserves.user_blocks());
+  report.available_blocks = std::min(data_within(for_users), report.total_blocks);
   report.framing_blocks += for_users - report.available_blocks;
   return report;
 }

@@ -255,7 +255,7 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
 
   // winnable + waiting + unused are the room; each block of it is for one purpose, the urgent ones first.
   uint64_t room_blocks = 0;
-  uint64_t framing_blocks = 0;   // headers and footers of what will be written; available comes last
+  uint64_t framing_blocks = 0;   // headers, footers and checksums of what will be written; available comes last
   uint64_t checkpoint_reserve = 0;
   uint64_t log_reserve = 0;
   uint64_t node_reserve = 0;     // nodes replaced, until cleaning wins them back

@@ -158,7 +158,11 @@ void on_trim(fuse_req_t request, const void* in, size_t in_size, size_t out_size
     fuse_reply_err(request, EINVAL);
   } else {
     std::memcpy(&asked, in, sizeof(asked));
-    start(request, trim, asked);
+    if (asked.len < kBlockBytes) {  // as ext4 and xfs
+      fuse_reply_err(request, EINVAL);
+    } else {
+      start(request, trim, asked);
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -19,6 +20,8 @@
 namespace cofs {
 
 namespace {
+
+constexpr int kServerEndSeconds = 300;  // it writes what is dirty, and devices stall
 
 struct UmountArguments {
   std::string directory;
@@ -81,10 +84,20 @@ bool is_dead(const std::string& mount_point) {
   return statfs(mount_point.c_str(), &figures) != 0 && (errno == ENOTCONN || errno == ECONNABORTED);
 }
 
-void wait_until_gone(const OwnedFd& server) {
+// A volume is mounted at several places by bind mounts; its server ends with the last of them.
+bool is_mounted(const std::string& device) {
+  const std::vector<MountEntry> mounts = read_mounts();
+  return std::any_of(mounts.begin(), mounts.end(),
+                     [&](const MountEntry& entry) { return entry.device == device; });
+}
+
+// False if it still runs after kServerEndSeconds.
+bool wait_until_gone(const OwnedFd& server) {
   pollfd poller{server.get(), POLLIN, 0};
-  while (poll(&poller, 1, -1) < 0 && errno == EINTR) {
+  int ready = 0;
+  while ((ready = poll(&poller, 1, kServerEndSeconds * 1000)) < 0 && errno == EINTR) {
   }
+  return ready > 0;
 }
 
 }  // namespace
@@ -114,7 +127,14 @@ int umount_command(const Invocation& invocation) {
     print_error(invocation, entry->mount_point, detached.error());
     return kExitMount;
   }
-  if (!arguments.lazy && server.valid()) wait_until_gone(server);
+  if (arguments.lazy || !server.valid() || is_mounted(entry->device)) return kExitOk;
+  if (!wait_until_gone(server)) {
+    print_error(invocation, entry->mount_point,
+                fmt::format("unmounted here, but its server still runs after {} s: the volume is mounted in "
+                            "another mount namespace, or its device hangs",
+                            kServerEndSeconds));
+    return kExitMount;
+  }
   return kExitOk;
 }
 

@@ -70,8 +70,12 @@ _try_scratch_mkfs_sized() { # BYTES [BLOCK_BYTES] [OPTIONS]
 	[ $# -eq 0 ] || shift
 	[[ $bytes =~ ^[0-9]+$ && $block =~ ^[0-9]+$ ]] || _notrun "not a size: $bytes, blocks of $block"
 	[ "$block" -eq 4096 ] || _notrun "cofs has blocks of 4096 bytes, not $block"
-	[ "$bytes" -le "$(cofs_bytes "$SCRATCH_DEV")" ] || _notrun "$SCRATCH_DEV is smaller than $bytes bytes"
-	cofs_mkfs "$SCRATCH_DEV" --size "$bytes" "$@"
+	local device_bytes
+	device_bytes=$(cofs_bytes "$SCRATCH_DEV")
+	[ "$bytes" -le "$device_bytes" ] || _notrun "$SCRATCH_DEV is smaller than $bytes bytes"
+	cofs_mkfs "$SCRATCH_DEV" --size "$bytes" "$@" || return
+	# An image file was cut to that size: for the next test the device is as large as it was.
+	[ -b "$SCRATCH_DEV" ] || truncate -s "$device_bytes" "$SCRATCH_DEV"
 }
 
 _scratch_mkfs_blocksized() { # BLOCK_BYTES
@@ -93,6 +97,10 @@ _check_dev_fs() {
 
 _get_device_size() { # KiB
 	echo $(($(cofs_bytes "$1") >> 10))
+}
+
+_discard_max_offset_kb() { # MOUNT_POINT DEVICE: df leaves out what is not for users
+	_get_device_size "$2"
 }
 
 _fstyp_has_non_default_seek_data_hole() {

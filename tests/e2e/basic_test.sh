@@ -228,6 +228,10 @@ check "remount read-only" "$work/mount.fuse.cofs" "$image" "$mnt" -o remount,ro
 check_exit "writing is refused" 1 touch "$mnt/new"
 check "remount read-write" "$work/mount.fuse.cofs" "$image" "$mnt" -n -o remount,rw
 check "writing again" touch "$mnt/new"
+touch "$work/bound"
+check "a bind mount of a file" mount --bind "$mnt/new" "$work/bound"
+check "unmount of the bind mount waits for no server" timeout 20 "$cofs" umount "$work/bound"
+check "the volume is still mounted" mountpoint -q "$mnt"
 check "everything can be removed" bash -c "rm -rf '$mnt'/* && [ -z \"\$(ls -A '$mnt')\" ]"
 check "unmount" umount_it
 check "fsck of the emptied volume" fsck_it

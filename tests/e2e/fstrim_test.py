@@ -89,6 +89,9 @@ def test(space):
     h.check(before >= deleted, f"only {before >> 20} MiB allocated before the trim")
     part = fstrim(volume, "-o", str(32 * MIB), "-l", str(16 * MIB))
     h.check(0 < part <= 16 * MIB, f"{part} bytes trimmed of a range of 16 MiB")
+    for too_short in (0, 4095):
+        refused = h.run_command("fstrim", "-l", str(too_short), volume.mount_point, expect=None)
+        h.check("Invalid argument" in refused, f"fstrim of {too_short} bytes said: {refused}")
     h.check(fstrim(volume, "-m", str(1024 * MIB)) == 0, "trimmed less than the least length")
     trimmed = fstrim(volume)
     h.check(deleted * 8 // 10 <= trimmed <= 256 * MIB, f"{trimmed >> 20} MiB trimmed")
