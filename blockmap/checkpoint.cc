@@ -47,6 +47,7 @@ VolumeState Store::Impl::current_state() const {
   state.inode_count = inode_count;
   state.shared_blocks = shared_blocks;
   state.extra_references = extra_references;
+  state.unwritten_blocks = unwritten_blocks;
   state.copy_rates = copy_rates;
   for (size_t i = 0; i < streams.size(); i++) {
     state.streams[i] = OpenPosition();

@@ -76,12 +76,15 @@ Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, 
             extent.value.virtual_block + (cut_start - extent.file_block), cut_end - cut_start,
             (extent.value.flags & ondisk::kExtentMaybeShared) != 0);
         COFS_CO_TRY(dropped);
+      } else {  // volumes of before this was counted have more of them than they know of
+        unwritten_blocks -= std::min(unwritten_blocks, cut_end - cut_start);
       }
     }
     if (extents->size() < kBatch) break;
   }
   if (maps) {
     delta += static_cast<int64_t>(count);
+    if (virtual_block == 0) unwritten_blocks += count;
     auto inserted = co_await insert_extents(ino, file_block, count, virtual_block, flags);
     COFS_CO_TRY(inserted);
   }

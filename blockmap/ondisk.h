@@ -387,7 +387,8 @@ struct Superblock {
   le32 reserved3;
   le64 extra_references;    // counter: references to shared blocks beyond the first one
   le64 shared_blocks;       // counter: data blocks with more than one reference
-  uint8_t reserved[3392];
+  le64 unwritten_blocks;    // counter: preallocated blocks, for which space is kept
+  uint8_t reserved[3384];
 };
 static_assert(sizeof(Superblock) == kBlockBytes);
 

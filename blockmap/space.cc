@@ -1,8 +1,8 @@
 // Space: what is free, what is spoken for, and how a reservation makes room.
 //
 // Usable segments minus: what the log and the nodes may still take, growth of the tree not yet
-// checkpointed, promises, and the reserves of the more urgent classes; how much and why is told in
-// reserves.cc. What is dead in segments that hold live data is room, too, once garbage collection has won
+// checkpointed, promises, what files have preallocated, and the reserves of the more urgent classes; how much
+// and why is told in reserves.cc. What is dead in segments that hold live data is room, too, once garbage collection has won
 // it: who finds no other room has that done.
 //
 // The log and the dirty nodes may go beyond their floors as far as there is room that nobody was
@@ -20,6 +20,9 @@ constexpr uint64_t kUnflushedBlocksMax = (256ULL << 20) / kBlockBytes;  // recov
 constexpr int kRoomAttempts = 3;
 constexpr uint64_t kLogSpareShare = 32;    // of the spare blocks that the log may take beyond its floor
 constexpr uint64_t kNodesSpareShare = 64;  // and images of dirty nodes
+// What 256 blocks of data take, in tenths: 4 of headers, 1,024 bytes of checksums and 48 of a vmap record, both times 8.
+constexpr uint64_t kDataPart = 2560;
+constexpr uint64_t kDataWhole = 2621;
 
 }  // namespace
 
@@ -60,10 +63,12 @@ uint64_t blocks_of_cost(const Cost& cost) {
 }
 
 uint64_t data_within(uint64_t blocks) {
-  // Of 256 blocks: 4 of headers, 1,024 bytes of checksums and 48 of a vmap record, both times 8. The
-  // run's own records and what is rounded up are in the constant.
-  constexpr uint64_t kPerRun = 8;
-  return blocks > kPerRun ? (blocks - kPerRun) * 2560 / 2621 : 0;
+  constexpr uint64_t kPerRun = 8;  // its own records, and what is rounded up
+  return blocks > kPerRun ? (blocks - kPerRun) * kDataPart / kDataWhole : 0;
+}
+
+uint64_t blocks_for_data(uint64_t data_blocks) {
+  return (data_blocks * kDataWhole + kDataPart - 1) / kDataPart;
 }
 
 uint64_t Store::Impl::usable_blocks() const {
@@ -103,6 +108,8 @@ uint64_t Store::Impl::delete_reserve() const {
   return Reserves::kDeleteSegments * reserves.segment_data_blocks;
 }
 
+uint64_t Store::Impl::preallocated() const { return blocks_for_data(unwritten_blocks); }
+
 uint64_t Store::Impl::gc_reserve() const {
   return gc_on() ? Reserves::kGcSegments * reserves.segment_data_blocks : 0;
 }
@@ -111,7 +118,7 @@ int64_t Store::Impl::room(SpaceClass space_class) const {
   uint64_t taken = log_headroom() + node_headroom() + metadata_debt() + ledger.outstanding;
   if (space_class != SpaceClass::kCheckpoint) taken += checkpoint_reserve(tree.dirty_nodes());
   if (space_class == SpaceClass::kUser || space_class == SpaceClass::kDelete) taken += gc_reserve();
-  if (space_class == SpaceClass::kUser) taken += delete_reserve();
+  if (space_class == SpaceClass::kUser) taken += delete_reserve() + preallocated();
   return static_cast<int64_t>(usable_blocks()) - static_cast<int64_t>(taken);
 }
 
@@ -119,7 +126,7 @@ int64_t Store::Impl::room(SpaceClass space_class) const {
 uint64_t Store::Impl::user_blocks_taken() const {
   const uint64_t nodes_due = (node_segments_due() - reserves.node_segments_due(0)) *
                              reserves.segment_data_blocks;
-  return live_data_blocks + nodes_due + metadata_debt() + ledger.outstanding;
+  return live_data_blocks + preallocated() + nodes_due + metadata_debt() + ledger.outstanding;
 }
 
 uint64_t Store::Impl::available(SpaceClass space_class) const {
@@ -133,7 +140,7 @@ uint64_t Store::Impl::available(SpaceClass space_class) const {
 // What nobody was promised, and no floor needs.
 uint64_t Store::Impl::spare_blocks() const {
   const uint64_t taken = log_headroom() + node_headroom() + metadata_debt() + ledger.outstanding +
-                         checkpoint_reserve(0) + gc_reserve() + delete_reserve();
+                         checkpoint_reserve(0) + gc_reserve() + delete_reserve() + preallocated();
   const uint64_t have = usable_blocks();
   return have > taken ? have - taken : 0;
 }
@@ -154,6 +161,10 @@ bool Store::Impl::log_over_limit(uint64_t factor) const {
   return log_blocks + blocks_of_bytes(pending_records.size()) +
              shared_pieces_logged / kSharedPiecesPerLogBlock >
          factor * log_limit();
+}
+
+bool Store::has_room(const Cost& cost, SpaceClass space_class) const {
+  return impl_->available(space_class) >= blocks_of_cost(cost);
 }
 
 Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {

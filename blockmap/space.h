@@ -51,5 +51,7 @@ uint64_t blocks_of_cost(const Cost& cost);
 // How many blocks of data, in one long run, can be had for so many blocks: as much is reserved for their
 // chunks' headers, their checksums and the records that hold these.
 uint64_t data_within(uint64_t blocks);
+// And how many are kept for so many blocks of data: no less than data_within() wants for them.
+uint64_t blocks_for_data(uint64_t data_blocks);
 
 }  // namespace cofs

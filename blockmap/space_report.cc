@@ -61,6 +61,7 @@ SpaceReport Store::space() const {
   report.growth_reserve = take(room, store.metadata_debt());
   report.gc_reserve = take(room, store.gc_reserve());
   report.delete_reserve = take(room, store.delete_reserve());
+  report.preallocated_blocks = take(room, store.preallocated());
   report.reserved_blocks = store.ledger.outstanding;
   report.promised_blocks = take(room, store.ledger.outstanding);
   uint64_t for_users = room;

@@ -49,6 +49,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
   live_node_blocks = state.live_node_blocks;
   shared_blocks = state.shared_blocks;
   extra_references = state.extra_references;
+  unwritten_blocks = state.unwritten_blocks;
   epoch = state.epoch;
   copy_rates = state.copy_rates;
   commit_number = state.commit;

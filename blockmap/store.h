@@ -262,6 +262,7 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
   uint64_t growth_reserve = 0;   // of the tree, since the last checkpoint
   uint64_t gc_reserve = 0;
   uint64_t delete_reserve = 0;
+  uint64_t preallocated_blocks = 0;  // kept for unwritten blocks of files
   uint64_t promised_blocks = 0;
   uint64_t over_provisioned_blocks = 0;
   // What users can write before any garbage is collected. What is over-provisioned is won last of all.
@@ -376,6 +377,8 @@ class Store {
   // For a writer that is going to reserve so much, before it takes locks: where room gets scarce it waits
   // for its share of garbage collection, a twentieth of a second at most.
   Task<> pace(uint64_t data_blocks);
+  // Whether reserve() can promise this at once.
+  bool has_room(const Cost& cost, SpaceClass space_class) const;
   // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
   Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class);
   // Reserves and takes the apply lock. Errors: kNoSpace, kReadOnly, kShutdown.

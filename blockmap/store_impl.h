@@ -228,6 +228,7 @@ struct Store::Impl {
   uint64_t live_node_blocks = 0;
   uint64_t shared_blocks = 0;
   uint64_t extra_references = 0;
+  uint64_t unwritten_blocks = 0;
   uint64_t epoch = 0;
 
   // --- log ---
@@ -475,6 +476,7 @@ struct Store::Impl {
   uint64_t checkpoint_reserve(uint64_t dirty_nodes) const;
   uint64_t gc_reserve() const;
   uint64_t delete_reserve() const;
+  uint64_t preallocated() const;  // what is kept for unwritten blocks
   uint64_t spare_blocks() const;
   uint64_t log_limit() const;          // a checkpoint is due; at twice as much writers wait for it
   uint64_t dirty_nodes_limit() const;  // writers wait for a checkpoint; half: it is due

@@ -62,6 +62,7 @@ class Verifier {
   std::vector<VrefRange> vrefs_;
   uint64_t shared_blocks_ = 0;
   uint64_t extra_references_ = 0;
+  uint64_t unwritten_blocks_ = 0;
   std::vector<NodeSeen> nodes_;
   std::map<uint64_t, uint64_t> data_live_;  // by segment
   std::map<uint64_t, uint64_t> node_live_;
@@ -108,6 +109,8 @@ void Verifier::see_extent(const Key& key, const ExtentValue& extent) {
   if (extent.virtual_block != 0) {
     extents_.push_back(ExtentSeen{extent.virtual_block, extent.count, key.id,
                                   (extent.flags & ondisk::kExtentMaybeShared) != 0});
+  } else {
+    unwritten_blocks_ += extent.count;
   }
 }
 
@@ -315,6 +318,7 @@ Task<Result<>> Verifier::check_segments() {
   if (exact_nodes) expect_equal(store_.live_node_blocks, live_nodes, "the count of node blocks");
   expect_equal(store_.shared_blocks, shared_blocks_, "the count of shared blocks");
   expect_equal(store_.extra_references, extra_references_, "the count of extra references");
+  expect_equal(store_.unwritten_blocks, unwritten_blocks_, "the count of preallocated blocks");
   expect_equal(store_.inode_count, report_.inodes, "the count of inodes");
   if (max_virtual_ >= store_.next_virtual) problem("the next virtual block number is in use", true);
   if (max_inode_ >= store_.next_inode) problem("the next inode number is in use", true);

@@ -98,7 +98,7 @@ Result<> check_state(const Geometry& geometry, const VolumeState& state) {
       state.log.next_segment >= geometry.segment_count ||
       state.log.after_segment >= geometry.segment_count ||
       state.log.block > geometry.segment_blocks || state.shared_blocks > state.live_data_blocks ||
-      state.shared_blocks > state.extra_references) {
+      state.shared_blocks > state.extra_references || state.unwritten_blocks >> 52 != 0) {
     return fail(Code::kCorrupt, "superblock: impossible state");
   }
   for (const OpenPosition& stream : state.streams) {
@@ -242,6 +242,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.node_segments = state.node_segments;
   out.shared_blocks = state.shared_blocks;
   out.extra_references = state.extra_references;
+  out.unwritten_blocks = state.unwritten_blocks;
   for (size_t i = 0; i < state.streams.size(); i++) {
     out.streams[i].segment = state.streams[i].segment;
     out.streams[i].next_block = state.streams[i].next_block;
@@ -310,6 +311,7 @@ Result<> parse_superblock(std::span<const std::byte> block, uint64_t device_bloc
   state.node_segments = in.node_segments;
   state.shared_blocks = in.shared_blocks;
   state.extra_references = in.extra_references;
+  state.unwritten_blocks = in.unwritten_blocks;
   for (size_t i = 0; i < state.streams.size(); i++) {
     state.streams[i].segment = in.streams[i].segment;
     state.streams[i].next_block = in.streams[i].next_block;

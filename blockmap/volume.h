@@ -89,6 +89,7 @@ struct VolumeState {
   uint64_t node_segments = 0;
   uint64_t shared_blocks = 0;     // with more than one reference
   uint64_t extra_references = 0;  // to these, beyond the first
+  uint64_t unwritten_blocks = 0;  // preallocated
   std::array<OpenPosition, ondisk::kStreamCount> streams;
   CopyRates copy_rates;
 };

@@ -1,8 +1,8 @@
 // fallocate(2): preallocating, punching holes, zeroing ranges.
 //
 // Preallocation records unwritten extents over holes. In this store a later write into them takes new
-// blocks, as in every copy-on-write filesystem, so the guarantee of space is one at the time of the
-// call: all of it is reserved, the call fails with kNoSpace if that cannot be, and given back after.
+// blocks; the store keeps as many back for them (blockmap/space.cc), and a writer who finds no other room
+// takes these (file_write.cc). The call fails with kNoSpace if that many cannot be had.
 
 #include <algorithm>
 #include <cstring>
@@ -101,7 +101,8 @@ Task<Result<>> Files::Impl::fill_holes(Inode& inode, uint64_t first, uint64_t en
     auto holes = co_await find_holes(inode, first, end);
     COFS_CO_TRY(holes);
     uint64_t records = holes->ranges.size() + holes->blocks() / ondisk::kExtentBlocksMax;
-    auto transaction = co_await store.begin(Cost(0, records * kMapRecordBytes), SpaceClass::kUser);
+    // The blocks are reserved, perhaps the last there are: the few bytes of records must not fail for that.
+    auto transaction = co_await store.begin(Cost(0, records * kMapRecordBytes), SpaceClass::kDelete);
     COFS_CO_TRY(transaction);
     for (const BlockRange& hole : holes->ranges) {
       for (uint64_t block = hole.start; block < hole.end(); block += ondisk::kExtentBlocksMax) {

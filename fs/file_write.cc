@@ -65,6 +65,45 @@ uint64_t Files::Impl::write_deficit(const Inode& inode, const WriteData& data, u
   return wanted > have ? wanted - have : 0;
 }
 
+// For a writer where there is no other room: the space that was kept when blocks of the range were preallocated.
+// They become holes, which the write that follows fills. Empty if there are none.
+Task<Result<Reservation>> Files::Impl::take_preallocated(Inode& inode, uint64_t first, uint64_t count) {
+  auto kept = co_await find_preallocated(inode, first, count);
+  COFS_CO_TRY(kept);
+  if (kept->empty()) co_return Reservation();
+  uint64_t blocks = 0;
+  for (const BlockRange& range : *kept) blocks += range.count;
+  // As write_deficit() reckons, so that a range that was preallocated whole needs no more.
+  const Cost cost = data_cost(blocks, kept->size() + 2);
+  auto space = co_await store.reserve(Cost(blocks_of_cost(cost) + 1, 0), SpaceClass::kDelete);
+  COFS_CO_TRY(space);
+  auto transaction =
+      co_await store.begin(Cost(0, kept->size() * kMapRecordBytes), SpaceClass::kDelete);
+  COFS_CO_TRY(transaction);
+  // A flush meanwhile may have put data there.
+  kept = co_await find_preallocated(inode, first, count);
+  COFS_CO_TRY(kept);
+  for (const BlockRange& range : *kept) {
+    transaction->map_extent(inode.ino, range.start, range.count, 0, 0);
+  }
+  if (!transaction->empty()) {
+    auto applied = co_await transaction->apply();
+    COFS_CO_TRY(applied);
+  }
+  co_return std::move(*space);
+}
+
+Task<Result<std::vector<BlockRange>>> Files::Impl::find_preallocated(Inode& inode, uint64_t first,
+                                                                     uint64_t count) {
+  auto mappings = co_await store.map_range(inode.ino, first, count, count);
+  COFS_CO_TRY(mappings);
+  std::vector<BlockRange> found;
+  for (const Mapping& mapping : *mappings) {
+    if (mapping.virtual_block == 0) found.push_back(BlockRange{mapping.file_block, mapping.count});
+  }
+  co_return std::move(found);
+}
+
 // Applying, in one step: the data, the size and the times.
 void Files::Impl::insert(Inode& inode, WriteData& data, Reservation space) {
   const uint64_t end = end_of(data);
@@ -98,6 +137,14 @@ Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data, bool kil
   for (;;) {
     const uint64_t deficit = write_deficit(inode, data, space.blocks());
     if (deficit > 0) {
+      if (!store.has_room(Cost(deficit, 0), SpaceClass::kUser)) {
+        auto kept = co_await take_preallocated(inode, first_block_of(data), block_count_of(data));
+        COFS_CO_TRY(kept);
+        if (kept->blocks() != 0) {
+          space.merge(std::move(*kept));
+          continue;
+        }
+      }
       auto more = co_await store.reserve(Cost(deficit, 0), SpaceClass::kUser);
       COFS_CO_TRY(more);
       space.merge(std::move(*more));

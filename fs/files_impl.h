@@ -161,6 +161,8 @@ struct Files::Impl {
   Task<Result<>> write_locked(Inode& inode, WriteData& data, bool kill_privileges);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
   uint64_t write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const;
+  Task<Result<Reservation>> take_preallocated(Inode& inode, uint64_t first, uint64_t count);
+  Task<Result<std::vector<BlockRange>>> find_preallocated(Inode& inode, uint64_t first, uint64_t count);
   void insert(Inode& inode, WriteData& data, Reservation space);
   Task<> move_to_offset(WriteData& data, uint64_t offset);
 

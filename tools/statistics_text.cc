@@ -62,6 +62,7 @@ Json space_figures(const SpaceReport& space) {
                      {"over_provisioned_bytes", bytes_of_blocks(space.over_provisioned_blocks)},
                      {"promised_bytes", bytes_of_blocks(space.promised_blocks)},
                      {"delete_reserve_bytes", bytes_of_blocks(space.delete_reserve)},
+                     {"preallocated_bytes", bytes_of_blocks(space.preallocated_blocks)},
                      {"gc_reserve_bytes", bytes_of_blocks(space.gc_reserve)},
                      {"growth_reserve_bytes", bytes_of_blocks(space.growth_reserve)},
                      {"node_reserve_bytes", bytes_of_blocks(space.node_reserve)},

@@ -54,6 +54,9 @@ class Space : public testing::Test {
     files[name] = inode->ino;
     return write(name, 0, blocks);
   }
+  Task<Result<>> allocate(const std::string& name, AllocateMode mode, uint64_t offset, uint64_t length) {
+    return volume->fs().allocate(files.at(name), mode, offset, length);
+  }
   Result<> remove(const std::string& name) {
     auto removed = volume->run(volume->fs().unlink(ondisk::kRootInode, name));
     if (!removed) return removed;
@@ -84,7 +87,7 @@ class Space : public testing::Test {
     EXPECT_EQ(space.room_blocks,
               space.winnable_blocks + space.waiting_blocks + space.unused_blocks);
     EXPECT_EQ(space.available_blocks + space.over_provisioned_blocks + space.promised_blocks +
-                  space.delete_reserve + space.gc_reserve + space.growth_reserve +
+                  space.preallocated_blocks + space.delete_reserve + space.gc_reserve + space.growth_reserve +
                   space.node_reserve + space.log_reserve + space.checkpoint_reserve +
                   space.framing_blocks,
               space.room_blocks);
@@ -198,6 +201,73 @@ TEST_F(Space, AllThatIsAvailableCanBePreallocated) {
     const auto allocated = allocate(available - 16);
     EXPECT_TRUE(allocated) << describe(allocated.error()) << " of " << available;
   }
+}
+
+// What was preallocated is kept for its file: others run out of space, it does not, and a crash or a
+// clean unmount between changes nothing.
+TEST_F(Space, WhatIsPreallocatedCanBeWritten) {
+  for (uint64_t seed = 0; seed < 12; seed++) {
+    SCOPED_TRACE(seed);
+    VolumeOptions options = small_options(seed);
+    options.device_blocks = 64 * 400 + 40;
+    options.format.over_provision_percent = seed % 2 == 0 ? 0 : 7;
+    mount(seed, options);
+    ASSERT_TRUE(create("kept", 1));
+    const uint64_t blocks = 3000;
+    ASSERT_TRUE(volume->run(allocate("kept", AllocateMode::kAllocate, kBlock, blocks * kBlock)));
+    EXPECT_GE(report().preallocated_blocks, blocks);
+    EXPECT_EQ(report().live_data_blocks, 0U);
+    fill(24);
+    ASSERT_TRUE(volume->run(volume->fs().sync()));
+    EXPECT_LE(report().available_blocks, 24U + 60U);
+    expect_sums();
+    if (seed % 3 == 1) {
+      ASSERT_TRUE(volume->close());
+      ASSERT_TRUE(volume->open());
+    }
+    EXPECT_EQ(create("other", 100).error().code, Code::kNoSpace);
+    uint64_t written = 0;  // in pieces that follow each other, but not in order
+    for (uint64_t piece = 0; piece < 30; piece++) {
+      const uint64_t at = piece * 7 % 30 * 100;
+      for (uint64_t i = 0; i < 100; i += 25, written += 25) {
+        const auto done = write("kept", 1 + at + i, 25);
+        ASSERT_TRUE(done) << written << " written: " << describe(done.error());
+      }
+      if (seed % 4 == 3) {
+        ASSERT_TRUE(volume->run(volume->fs().sync()));
+      }
+      expect_sums();
+    }
+    ASSERT_TRUE(volume->run(volume->fs().sync()));
+    EXPECT_EQ(written, blocks);
+    EXPECT_EQ(report().preallocated_blocks, 0U);
+    EXPECT_EQ(volume->verify(false), "");
+    ASSERT_TRUE(remove("kept"));
+    ASSERT_TRUE(volume->run(volume->fs().store().checkpoint()));
+    EXPECT_TRUE(create("again", 200)) << "what it took is free again";
+  }
+}
+
+// Preallocated blocks that are given back are free again: punched, truncated, deleted.
+TEST_F(Space, WhatIsPreallocatedIsGivenBack) {
+  mount(1, small_options(1));
+  ASSERT_TRUE(create("file", 1));
+  ASSERT_TRUE(volume->run(volume->fs().sync()));
+  ASSERT_TRUE(volume->run(allocate("file", AllocateMode::kKeepSize, 10 * kBlock, 1000 * kBlock)));
+  const uint64_t kept = report().preallocated_blocks;
+  EXPECT_GE(kept, 1000U);
+  ASSERT_TRUE(volume->run(allocate("file", AllocateMode::kPunchHole, 100 * kBlock, 500 * kBlock)));
+  EXPECT_NEAR(static_cast<double>(report().preallocated_blocks), static_cast<double>(kept) / 2, 2);
+  ASSERT_TRUE(volume->run(allocate("file", AllocateMode::kAllocate, 0, 2000 * kBlock)));
+  EXPECT_NEAR(static_cast<double>(report().preallocated_blocks), 2047, 2);
+  expect_sums();
+  AttributeChange change;
+  change.size = 50 * kBlock;
+  ASSERT_TRUE(volume->run(volume->fs().set_attributes(files.at("file"), change, Caller())));
+  EXPECT_NEAR(static_cast<double>(report().preallocated_blocks), 50, 2);
+  ASSERT_TRUE(remove("file"));
+  EXPECT_EQ(report().preallocated_blocks, 0U);
+  EXPECT_EQ(volume->verify(false), "");
 }
 
 // Users stop at their share, while the rest is there for all else.
