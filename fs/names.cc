@@ -98,9 +98,14 @@ Task<Result<Attributes>> Names::lookup(uint64_t parent, std::string name) {
   Impl& my = *impl_;
   auto checked = check_name(name);
   COFS_CO_TRY(checked);
+  if (name == ".") {  // of any inode: so the kernel finds what a file handle names
+    auto self = co_await my.inodes.get(parent);
+    COFS_CO_TRY(self);
+    if ((*self)->nlink == 0) co_return fail(Code::kStale, "no name is left", parent);
+    co_return (*self)->attributes();
+  }
   auto directory = co_await my.directory(parent);
   COFS_CO_TRY(directory);
-  if (name == ".") co_return (*directory)->attributes();
   const SharedMutex::Guard guard = co_await (*directory)->lock.lock_shared();
   uint64_t ino = (*directory)->parent;
   if (name != "..") {

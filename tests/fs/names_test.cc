@@ -119,6 +119,18 @@ TEST_F(NamesTest, RootOfAFreshVolume) {
   expect_clean();
 }
 
+// A file handle that the kernel has forgotten is looked up so.
+TEST_F(NamesTest, DotNamesTheInodeItself) {
+  const uint64_t file = make_file(kRoot, "file");
+  const uint64_t directory = make_directory(kRoot, "d");
+  EXPECT_EQ(ino_of(file, "."), file);
+  EXPECT_EQ(ino_of(directory, "."), directory);
+  EXPECT_EQ(code_of(lookup(file, "..")), Code::kNotDirectory);
+  EXPECT_EQ(code_of(lookup(12345, ".")), Code::kStale);
+  ASSERT_TRUE(run(fs().unlink(kRoot, "file")));
+  EXPECT_EQ(code_of(lookup(file, ".")), Code::kStale);
+}
+
 TEST_F(NamesTest, CreateLookupReadDirectory) {
   std::set<std::string> expected = {".", ".."};
   const uint64_t directory = make_directory(kRoot, "d");
