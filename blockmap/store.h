@@ -315,6 +315,7 @@ struct VolumeInfo {
 
 struct VerifyOptions {
   bool read_data = false;           // also read every data block and check its checksum
+  bool mend_counters = false;       // put counters right instead of calling them problems (not read-only)
   std::function<void(uint64_t done, uint64_t total)> progress;  // blocks or records, now and then
   VerifyOptions() = default;
 };
@@ -325,6 +326,7 @@ struct VerifyProblem {
 struct VerifyReport {
   std::vector<VerifyProblem> problems;  // the first 1,000
   uint64_t problem_count = 0;
+  uint64_t counters_mended = 0;
   uint64_t nodes = 0;
   uint64_t records = 0;
   uint64_t inodes = 0;

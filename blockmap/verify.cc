@@ -52,7 +52,8 @@ class Verifier {
   void check_places();
   Task<Result<>> check_segments();
   Task<Result<>> check_data();
-  void expect_equal(uint64_t found, uint64_t expected, const char* what);
+  void expect_count(uint64_t* counter, uint64_t expected, const char* what);
+  void expect_beyond(uint64_t* next, uint64_t used, const char* what);
 
   Store::Impl& store_;
   const VerifyOptions& options_;
@@ -74,9 +75,24 @@ class Verifier {
 
 std::string at(uint64_t number) { return std::to_string(number); }
 
-void Verifier::expect_equal(uint64_t found, uint64_t expected, const char* what) {
-  if (found == expected) return;
-  problem(std::string(what) + " is " + at(found) + ", should be " + at(expected), true);
+void Verifier::expect_count(uint64_t* counter, uint64_t expected, const char* what) {
+  if (*counter == expected) return;
+  if (options_.mend_counters) {
+    *counter = expected;
+    report_.counters_mended++;
+  } else {
+    problem(std::string(what) + " is " + at(*counter) + ", should be " + at(expected), true);
+  }
+}
+
+void Verifier::expect_beyond(uint64_t* next, uint64_t used, const char* what) {
+  if (*next > used) return;
+  if (options_.mend_counters) {
+    *next = used + 1;
+    report_.counters_mended++;
+  } else {
+    problem(what, true);
+  }
 }
 
 void Verifier::see_node(const BTree::VisitedNode& node) {
@@ -312,16 +328,19 @@ Task<Result<>> Verifier::check_segments() {
       problem("virtual block " + at(vmap.virtual_block) + ": its segment has another generation");
     }
   }
-  expect_equal(store_.segments.free_count(), free_count, "the count of free segments");
-  expect_equal(store_.segments.node_segments(), node_segments, "the count of node segments");
-  expect_equal(store_.live_data_blocks, live_data, "the count of live data blocks");
-  if (exact_nodes) expect_equal(store_.live_node_blocks, live_nodes, "the count of node blocks");
-  expect_equal(store_.shared_blocks, shared_blocks_, "the count of shared blocks");
-  expect_equal(store_.extra_references, extra_references_, "the count of extra references");
-  expect_equal(store_.unwritten_blocks, unwritten_blocks_, "the count of preallocated blocks");
-  expect_equal(store_.inode_count, report_.inodes, "the count of inodes");
-  if (max_virtual_ >= store_.next_virtual) problem("the next virtual block number is in use", true);
-  if (max_inode_ >= store_.next_inode) problem("the next inode number is in use", true);
+  uint64_t free_counted = store_.segments.free_count();
+  uint64_t node_counted = store_.segments.node_segments();
+  expect_count(&free_counted, free_count, "the count of free segments");
+  expect_count(&node_counted, node_segments, "the count of node segments");
+  if (options_.mend_counters) store_.segments.set_counts(free_counted, node_counted);
+  expect_count(&store_.live_data_blocks, live_data, "the count of live data blocks");
+  if (exact_nodes) expect_count(&store_.live_node_blocks, live_nodes, "the count of node blocks");
+  expect_count(&store_.shared_blocks, shared_blocks_, "the count of shared blocks");
+  expect_count(&store_.extra_references, extra_references_, "the count of extra references");
+  expect_count(&store_.unwritten_blocks, unwritten_blocks_, "the count of preallocated blocks");
+  expect_count(&store_.inode_count, report_.inodes, "the count of inodes");
+  expect_beyond(&store_.next_virtual, max_virtual_, "the next virtual block number is in use");
+  expect_beyond(&store_.next_inode, max_inode_, "the next inode number is in use");
   co_return Result<>();
 }
 
@@ -372,7 +391,12 @@ Task<Result<VerifyReport>> Store::verify(VerifyOptions options) {
   }
   Verifier verifier(*impl_, options);
   auto report = co_await verifier.run();
-  co_return report;
+  COFS_CO_TRY(report);
+  if (report->counters_mended != 0) {
+    auto done = co_await checkpoint();
+    COFS_CO_TRY(done);
+  }
+  co_return std::move(*report);
 }
 
 }  // namespace cofs

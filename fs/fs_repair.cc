@@ -157,7 +157,11 @@ Task<Result<uint64_t>> FileSystem::repair() {
   co_await names_->settle();
   Repairer repairer(*store_, *inodes_, *names_, environment_);
   const VerifyOptions quiet;
-  uint64_t total = 0;
+  VerifyOptions mend;
+  mend.mend_counters = true;
+  auto counted = co_await store_->verify(mend);
+  COFS_CO_TRY(counted);
+  uint64_t total = counted->counters_mended;
   for (int pass = 0; pass < kPassesMax; pass++) {
     auto committed = co_await store_->commit();
     COFS_CO_TRY(committed);

@@ -42,9 +42,9 @@ std::vector<MountEntry> read_mounts() {
   std::ifstream file("/proc/self/mountinfo");
   for (std::string line; std::getline(file, line);) {
     std::istringstream fields(line);
-    std::string id, parent, root, word;
+    std::string id, parent, word;
     MountEntry entry;
-    fields >> id >> parent >> entry.device >> root >> entry.mount_point >> entry.options;
+    fields >> id >> parent >> entry.device >> entry.root >> entry.mount_point >> entry.options;
     while (fields >> word && word != "-") {
     }
     fields >> entry.type >> entry.source;

@@ -10,6 +10,7 @@ namespace cofs {
 
 struct MountEntry {
   std::string device;       // "major:minor" of the filesystem
+  std::string root;         // of the filesystem, what is seen there: "/" but for bind mounts
   std::string mount_point;  // absolute, without symbolic links
   std::string options;      // per mount: "rw,nosuid,…"
   std::string type;         // "fuse.cofs", "ext4", …

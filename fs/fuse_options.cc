@@ -144,6 +144,8 @@ Outcome set_word(std::string_view option, MountOptions& options) {
     options.read_only = true;
   } else if (option == "rw") {
     options.read_only = false;
+  } else if (option == "norecovery") {
+    options.no_recovery = true;
   } else if (option == "remount") {
     options.remount = true;
   } else if (option == "noatime") {
@@ -187,6 +189,9 @@ std::expected<MountOptions, std::string> parse_mount_options(std::string_view te
     bool has_value = option.find('=') != std::string::npos;
     Outcome outcome = has_value ? set_value(option, options) : set_word(option, options);
     if (!outcome) return std::unexpected(outcome.error());
+  }
+  if (options.no_recovery && !options.read_only) {
+    return std::unexpected("norecovery: only together with ro (which never writes to the device)");
   }
   if (options.access_times == AccessTimes::kNone) options.kernel_options.emplace_back("noatime");
   return options;

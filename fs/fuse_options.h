@@ -25,6 +25,7 @@ struct MountOptions {
   static constexpr uint64_t kMemoryBytesMax = 1ULL << 40;
 
   bool read_only = false;
+  bool no_recovery = false;  // changes nothing: a read-only mount replays the log in memory only
   bool remount = false;
   bool writeback = false;  // the kernel's write-back cache
   bool discard = true;

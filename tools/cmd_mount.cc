@@ -237,6 +237,30 @@ int await_answer(const Invocation& invocation, int fd, pid_t server) {
   return kExitMount;
 }
 
+// A volume has one server: at a second place it is the same filesystem, as with any other.
+int mount_again(const Invocation& invocation, const MountArguments& arguments,
+                const MountOptions& options, const MountEntry& entry) {
+  const bool is_dead = access(entry.mount_point.c_str(), F_OK) != 0 && errno == ENOTCONN;
+  const bool is_there = entry.mount_point == arguments.directory || entry.root != "/";
+  if (is_dead || is_there || arguments.foreground || geteuid() != 0) {
+    print_error(invocation, arguments.source,
+                fmt::format("already mounted on {}{}", entry.mount_point,
+                            is_dead ? ", where its server died; cofs umount clears that" : ""));
+    return kExitMount;
+  }
+  const char* directory = arguments.directory.c_str();
+  if (mount(entry.mount_point.c_str(), directory, nullptr, MS_BIND, nullptr) != 0) {
+    print_error(invocation, arguments.directory, strerror(errno));
+    return kExitMount;
+  }
+  if (options.read_only && mount(nullptr, directory, nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) != 0) {
+    print_error(invocation, arguments.directory, fmt::format("read-only: {}", strerror(errno)));
+    umount2(directory, MNT_DETACH);
+    return kExitMount;
+  }
+  return kExitOk;
+}
+
 int start_in_background(const Invocation& invocation, const MountArguments& arguments,
                         const MountOptions& options) {
   int ends[2];
@@ -347,11 +371,7 @@ int mount_command(const Invocation& invocation) {
   arguments.source = source;
   for (const MountEntry& entry : read_mounts()) {
     if (!entry.is_cofs() || entry.source != source) continue;
-    bool is_dead = access(entry.mount_point.c_str(), F_OK) != 0 && errno == ENOTCONN;
-    print_error(invocation, arguments.source,
-                fmt::format("already mounted on {}{}", entry.mount_point,
-                            is_dead ? ", where its server died; cofs umount clears that" : ""));
-    return kExitMount;
+    return mount_again(invocation, arguments, *options, entry);
   }
   if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
   return MountProcess(invocation, arguments, *options, Answer()).run();

@@ -197,7 +197,7 @@ class Suite:
             os.environ, HOST_OPTIONS=str(HERE / "local.config"), COFS_PROG=arguments.cofs,
             COFS_HELPERS=str(HERE / "helpers"),
             COFS_RUN_TEST=targets[0], COFS_RUN_SCRATCH=targets[1], COFS_RUN_DIR=str(directory),
-            COFS_RUN_RESULTS=str(results), LC_ALL="C", LANGUAGE="C")
+            COFS_RUN_RESULTS=str(results), FSTESTS_ISOL="privatens", LC_ALL="C", LANGUAGE="C")
         for name in ("test", "scratch", "tmp"):
             (directory / name).mkdir(exist_ok=True)
         (directory / "tmp").chmod(0o1777)

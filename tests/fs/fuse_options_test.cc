@@ -54,6 +54,12 @@ TEST(MountOptions, OwnOptions) {
   EXPECT_EQ(parsed("clone=share,clone=device").fs_options().clone_mode, CloneMode::kDevice);
 }
 
+TEST(MountOptions, NoRecoveryIsForReadOnlyMounts) {
+  EXPECT_TRUE(parsed("ro,norecovery").read_only);
+  EXPECT_TRUE(parsed("norecovery,ro").read_only);
+  EXPECT_FALSE(parse_mount_options("norecovery"));
+}
+
 TEST(MountOptions, GarbageCollection) {
   EXPECT_EQ(parsed("").store_options().gc, GcMode::kAuto);
   EXPECT_EQ(parsed("gc=auto").store_options().gc, GcMode::kAuto);

@@ -8,6 +8,7 @@
 
 #include <set>
 
+#include "blockmap/volume.h"
 #include "fs/acl.h"
 #include "fs/directory.h"
 #include "fs/xattr.h"
@@ -775,6 +776,39 @@ class RepairTest : public NamesTest {
     ASSERT_TRUE(volume_->open());
   }
 };
+
+// Also what volumes of before preallocated blocks were counted have in their superblocks.
+TEST_F(RepairTest, Counters) {
+  const uint64_t file = make_file(kRoot, "f");
+  ASSERT_TRUE(run(fs().allocate(file, AllocateMode::kAllocate, 0, 50 * kBlockBytes)));
+  ASSERT_TRUE(volume_->close());
+  SimImage image = volume_->device.image();
+  std::vector<std::byte> block(kBlockBytes);
+  Geometry geometry;
+  VolumeState state;
+  image.read(65536 / kBlockBytes, block.data());
+  ASSERT_TRUE(parse_superblock(block, image.block_count(), geometry, state));
+  EXPECT_EQ(state.unwritten_blocks, 50U);
+  state.unwritten_blocks = 0;
+  state.inode_count += 3;
+  state.live_data_blocks += 5;
+  state.sequence++;  // it is the newest
+  encode_superblock(geometry, state, block);
+  for (int copy = 0; copy < 3; copy++) {
+    image.write(geometry.superblock_block(copy), block.data());
+  }
+  volume_ = std::make_unique<TestVolume>(22, std::move(image), options_);
+  ASSERT_TRUE(volume_->open());
+  EXPECT_NE(volume_->verify(false).find("the count of inodes is 5, should be 2"), std::string::npos)
+      << volume_->verify(false);
+  auto changed = run(fs().repair());
+  ASSERT_TRUE(changed);
+  EXPECT_EQ(*changed, 3U);
+  expect_clean();
+  remount();
+  expect_clean();
+  EXPECT_EQ(fs().store().space().preallocated_blocks, 52U);
+}
 
 TEST_F(RepairTest, LinkCounts) {
   const uint64_t file = make_file(kRoot, "f");
