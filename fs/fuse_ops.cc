@@ -102,20 +102,22 @@ FileHandle FileHandle::opened(FuseServer& server, int flags) {
   file.readable = mode == O_RDONLY || mode == O_RDWR;
   file.writable = mode == O_WRONLY || mode == O_RDWR;
   file.synchronous = (flags & O_DSYNC) != 0;
+  file.direct = (flags & O_DIRECT) != 0;
   return file;
 }
 
 FileHandle FileHandle::of(uint64_t fh) {
   FileHandle file;
-  file.open = fh >> 3;
+  file.open = fh >> 4;
   file.readable = (fh & 1) != 0;
   file.writable = (fh & 2) != 0;
   file.synchronous = (fh & 4) != 0;
+  file.direct = (fh & 8) != 0;
   return file;
 }
 
 uint64_t FileHandle::fh() const {
-  return open << 3 | (readable ? 1U : 0U) | (writable ? 2U : 0U) | (synchronous ? 4U : 0U);
+  return open << 4 | (readable ? 1U : 0U) | (writable ? 2U : 0U) | (synchronous ? 4U : 0U) | (direct ? 8U : 0U);
 }
 
 OpenFile FileHandle::open_file(uint64_t ino) const {

@@ -65,6 +65,7 @@ struct FileHandle {
   bool readable = false;
   bool writable = false;
   bool synchronous = false;  // O_DSYNC or O_SYNC
+  bool direct = false;       // O_DIRECT when it was opened
 
   static FileHandle opened(FuseServer& server, int flags);
   static FileHandle of(uint64_t fh);

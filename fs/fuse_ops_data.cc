@@ -21,7 +21,9 @@ namespace {
 // requests of the old kind.)
 constexpr uint64_t kCopyReplyMax = 0x7ffff000;
 
-struct fuse_file_info open_reply(FuseServer& server, int flags) {
+// Of an open that succeeded; inside the core.
+struct fuse_file_info open_reply(FuseServer& server, uint64_t ino, int flags) {
+  if ((flags & O_DIRECT) == 0) server.invalidator().opened(ino);
   struct fuse_file_info file {};
   file.flags = flags;
   file.fh = FileHandle::opened(server, flags).fh();
@@ -56,7 +58,7 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, flags)] {
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, opened->ino, flags)] {
     fuse_reply_create(request, &entry, &file);
   });
 }
@@ -67,11 +69,12 @@ Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int f
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, file = open_reply(server, flags)] { fuse_reply_open(request, &file); });
+  reply(server, [request, file = open_reply(server, ino, flags)] { fuse_reply_open(request, &file); });
 }
 
-Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t open) {
-  co_await server.fs().close_file(ino, open);
+Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino, FileHandle file) {
+  if (!file.direct) server.invalidator().closed(ino);
+  co_await server.fs().close_file(ino, file.open);
   reply_errno(server, request, 0);
 }
 
@@ -88,7 +91,7 @@ Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent,
     reply_error(server, request, opened.error());
     co_return;
   }
-  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, flags)] {
+  reply(server, [request, entry = entry_of(*opened), file = open_reply(server, opened->ino, flags)] {
     fuse_reply_create(request, &entry, &file);
   });
 }
@@ -109,13 +112,20 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 bool synchronous) {
-  uint32_t length = data.length;
+                 int flags) {
+  const uint64_t offset = data.offset;
+  const uint32_t length = data.length;
+  const bool direct = (flags & O_DIRECT) != 0;
+  // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
+  const bool synchronous = direct && (flags & O_DSYNC) != 0;
   Result<> result = co_await server.fs().write(ino, std::move(data), false, false);
   if (result && synchronous) result = co_await server.fs().sync();
   if (!result) {
     reply_error(server, request, result.error());
     co_return;
+  }
+  if (direct && server.invalidator().may_be_cached(ino)) {
+    co_await server.invalidator().drop(server.session(), ino, offset, length);
   }
   reply(server, [request, length] { fuse_reply_write(request, length); });
 }
@@ -199,7 +209,7 @@ void on_open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
 }
 
 void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
-  start(request, close_file, ino, FileHandle::of(file->fh).open);
+  start(request, close_file, ino, FileHandle::of(file->fh));
 }
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
@@ -222,11 +232,9 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
     fuse_reply_err(request, EINVAL);
     return;
   }
-  // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
-  bool synchronous = (file->flags & O_DIRECT) != 0 && (file->flags & O_DSYNC) != 0;
   WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
                                    bytes, static_cast<uint32_t>(size));
-  start(request, write, ino, std::move(data), synchronous);
+  start(request, write, ino, std::move(data), file->flags);
 }
 
 void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {

@@ -97,11 +97,13 @@ Outcome failed(std::string what) {
 
 FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
                        FuseServerOptions options)
-    : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)) {}
+    : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)),
+      invalidator_(monitor) {}
 
 FuseServer::~FuseServer() {
   if (session_ != nullptr) {
     if (mounted_) fuse_session_unmount(session_);
+    invalidator_.stop();
     fuse_session_destroy(session_);
   }
   LibraryMessages::instance().set_journal(nullptr);
@@ -192,6 +194,7 @@ Outcome FuseServer::serve(std::function<void()> ready) {
 
   std::thread announcer([this, &ready] { announce(ready); });
   int status = fuse_session_loop_mt(session_, config.get());
+  invalidator_.give_up();
   wait_for_replies();
   fuse_session_unmount(session_);
   mounted_ = false;

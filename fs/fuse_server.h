@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "fs/filesystem.h"
+#include "fs/fuse_page_invalidator.h"
 #include "offload/monitor.h"
 
 struct fuse_session;
@@ -74,6 +75,8 @@ class FuseServer {
   Monitor& monitor() { return monitor_; }
   BufferPool& buffers() { return fs_.environment().buffers; }
   const FuseServerOptions& options() const { return options_; }
+  PageInvalidator& invalidator() { return invalidator_; }
+  fuse_session* session() { return session_; }
   void request_started() { requests_.fetch_add(1, std::memory_order_relaxed); }
   void request_finished();
   void session_initialised(bool copies_64);  // the kernel's INIT is being answered
@@ -108,6 +111,7 @@ class FuseServer {
   Monitor& monitor_;
   Journal& journal_;
   FuseServerOptions options_;
+  PageInvalidator invalidator_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
   std::atomic<Stage> stage_{Stage::kWaiting};

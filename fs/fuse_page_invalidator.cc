@@ -1,0 +1,89 @@
+#include "fs/fuse_page_invalidator.h"
+
+#include "fs/fuse_ops.h"
+
+namespace cofs {
+
+struct PageInvalidator::Queued {
+  PageInvalidator& invalidator;
+  Request request;
+  Queued(PageInvalidator& i, const Request& r) : invalidator(i), request(r) {}
+  bool await_ready() { return false; }
+  void await_suspend(std::coroutine_handle<> awaiter) {
+    request.waiter = awaiter;
+    invalidator.put(request);
+  }
+  void await_resume() {}
+};
+
+PageInvalidator::~PageInvalidator() { stop(); }
+
+void PageInvalidator::stop() {
+  give_up();
+  if (thread_.joinable()) thread_.join();
+}
+
+void PageInvalidator::give_up() {
+  std::deque<Request> left;
+  {
+    const std::lock_guard lock(mutex_);
+    ends_ = true;
+    left.swap(requests_);
+  }
+  changed_.notify_one();
+  for (const Request& request : left) executor_.post(request.waiter);
+}
+
+void PageInvalidator::closed(uint64_t ino) {
+  const auto found = cached_opens_.find(ino);
+  if (found != cached_opens_.end() && --found->second == 0) cached_opens_.erase(found);
+}
+
+Task<void> PageInvalidator::drop(fuse_session* session, uint64_t ino, uint64_t offset,
+                                 uint64_t length) {
+  Request request;
+  request.session = session;
+  request.ino = ino;
+  request.offset = offset;
+  request.length = length;
+  co_await Queued(*this, request);
+}
+
+void PageInvalidator::put(const Request& request) {
+  bool taken = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!ends_) {
+      requests_.push_back(request);
+      if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+      taken = true;
+    }
+  }
+  if (taken) {
+    changed_.notify_one();
+  } else {
+    executor_.post(request.waiter);
+  }
+}
+
+void PageInvalidator::work() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [this] { return ends_ || !requests_.empty(); });
+    if (ends_) return;
+    const Request request = requests_.front();
+    lock.unlock();
+    // An error says that the inode, or the mount, is not there any more.
+    (void)fuse_lowlevel_notify_inval_inode(request.session, request.ino,
+                                           static_cast<off_t>(request.offset),
+                                           static_cast<off_t>(request.length));
+    lock.lock();
+    if (ends_) return;  // its waiter went on without it
+    requests_.pop_front();
+    lock.unlock();
+    executor_.post(request.waiter);  // may run the core, and so put(), on this thread
+    lock.lock();
+  }
+}
+
+}  // namespace cofs

@@ -1,0 +1,69 @@
+// Drops pages of files from the kernel's cache, where direct writes would leave old data in it.
+//
+// The kernel drops the pages of a range before a direct write, and again after it only if the write was
+// synchronous. Who reads through the cache while an asynchronous one (io_submit, io_uring) is under way puts
+// the old data back, and it would stay. So the server drops the pages before it answers a direct write, if
+// the file is open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only.)
+//
+// On a thread of its own: the kernel waits for pages that are being read, so for the server's other answers.
+// Not for: other changes, whose pages the kernel drops itself.
+#pragma once
+
+#include <condition_variable>
+#include <coroutine>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "offload/base/executor.h"
+#include "offload/base/task.h"
+
+struct fuse_session;
+
+namespace cofs {
+
+class PageInvalidator {
+ public:
+  explicit PageInvalidator(Executor& executor) : executor_(executor) {}
+  ~PageInvalidator();  // stop()
+  PageInvalidator(const PageInvalidator&) = delete;
+
+  // Inside the core, for each open file that may fill the cache: without O_DIRECT.
+  void opened(uint64_t ino) { cached_opens_[ino]++; }
+  void closed(uint64_t ino);
+  bool may_be_cached(uint64_t ino) const { return cached_opens_.contains(ino); }
+
+  // Returns when no page of [offset, offset + length) is cached that was read before the call.
+  Task<void> drop(fuse_session* session, uint64_t ino, uint64_t offset, uint64_t length);
+
+  // From now on drop() does nothing, and who waits in it goes on: when requests are not served any more, the
+  // kernel may wait for pages without end (until the mount is gone). From any thread.
+  void give_up();
+  // Ends the thread, which uses the session. REQUIRES: the mount is gone.
+  void stop();
+
+ private:
+  struct Request {
+    fuse_session* session = nullptr;
+    uint64_t ino = 0;
+    uint64_t offset = 0;
+    uint64_t length = 0;
+    std::coroutine_handle<> waiter;
+  };
+  struct Queued;
+
+  void put(const Request& request);
+  void work();
+
+  Executor& executor_;
+  std::unordered_map<uint64_t, uint32_t> cached_opens_;  // by inode
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Request> requests_;  // guarded by mutex_; the first is under way
+  bool ends_ = false;             // guarded by mutex_
+  std::thread thread_;            // from the first request on
+};
+
+}  // namespace cofs
