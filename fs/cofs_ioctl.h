@@ -180,7 +180,8 @@ struct cofs_dedupe_token {
 #define COFS_IOC_DEDUPE_TOKEN _IOR(COFS_IOCTL_TYPE, 18, struct cofs_dedupe_token)
 
 /* On the target's open file: compares a range of it with one of the token's file and, where they hold the
- * same bytes, makes them share blocks; both at once, atomically. The caller must have the target open for
+ * same bytes, makes them share blocks; both at once, atomically. Holes and preallocated blocks of the target
+ * stay such. The caller must have the target open for
  * writing, own it, be allowed to write it, or be privileged: EPERM. Offsets and length follow the rules of
  * FIDEDUPERANGE: multiples of the block size (length: or both ranges end at their files' ends): EINVAL. Errors: EINVAL also
  * for an unknown token or overlap, EISDIR, EROFS. */

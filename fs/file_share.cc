@@ -71,7 +71,7 @@ Task<Result<>> Files::Impl::share_blocks(CopyJob& job, uint64_t first, uint64_t 
 
 // --- Dedupe ------------------------------------------------------------------------------------
 
-// The virtual block behind each block of the file; 0 where it reads as zeros.
+// The virtual block behind each block of the file; 0 where there is none: a hole, or preallocated.
 Task<Result<std::vector<uint64_t>>> Files::Impl::blocks_named(Inode& inode, uint64_t first,
                                                               uint32_t count) {
   std::vector<uint64_t> named(count, 0);
@@ -97,7 +97,19 @@ Task<Result<Files::Impl::Comparison>> Files::Impl::compare_blocks(Inode& a, uint
   COFS_CO_TRY(b_named);
   // Inline data has no blocks, and so the same names as a hole.
   if (!is_inline(a) && !is_inline(b) && *a_named == *b_named) co_return comparison;
-  comparison.identical = false;
+  // Where b has no block there is nothing to win, and what is preallocated there would be lost. What is shared
+  // already may be shared again, between others: fewer transactions.
+  bool goes_on = false;  // the last gain
+  for (uint32_t i = 0; i < count; i++) {
+    const uint64_t block = b_block + i;
+    if ((*b_named)[i] == 0) {
+      goes_on = false;
+    } else if ((*a_named)[i] != (*b_named)[i]) {
+      if (!goes_on) comparison.gains.push_back(BlockRange{block, 0});
+      comparison.gains.back().count = block + 1 - comparison.gains.back().start;
+      goes_on = true;
+    }
+  }
   for (uint32_t i = 0; i < count && comparison.same;) {
     uint32_t n = 1;  // blocks that follow each other on both sides
     const uint64_t at_a = (*a_named)[i];
@@ -154,29 +166,29 @@ Task<Result<bool>> Files::share_if_same(InodeRef source, InodeRef target, uint64
   COFS_CO_TRY(settled);
   const Impl::BlockHold source_hold(*source);
   const Impl::BlockHold target_hold(*target);
-  std::vector<BlockRange> different;  // parts that hold the same bytes in different blocks
+  std::vector<BlockRange> gains;  // of the target's blocks
   for (uint64_t at = 0; at < count;) {
     const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(count - at, kCompareBlocks));
     auto compared = co_await impl.compare_blocks(*source, source_block + at, *target,
                                                  target_block + at, n);
     COFS_CO_TRY(compared);
     if (!compared->same) co_return false;
-    if (!compared->identical) {
-      if (!different.empty() && different.back().end() == at) {
-        different.back().count += n;
+    for (const BlockRange& part : compared->gains) {
+      if (!gains.empty() && gains.back().end() == part.start) {
+        gains.back().count += part.count;
       } else {
-        different.push_back(BlockRange{at, n});
+        gains.push_back(part);
       }
     }
     at += n;
   }
   if (impl.is_inline(*source) || impl.is_inline(*target)) co_return true;  // no blocks to share
-  for (const BlockRange& part : different) {
+  for (const BlockRange& part : gains) {
     ShareRange range;
     range.source_ino = source->ino;
-    range.source_block = source_block + part.start;
+    range.source_block = source_block + (part.start - target_block);
     range.target_ino = target->ino;
-    range.target_block = target_block + part.start;
+    range.target_block = part.start;
     range.count = part.count;
     auto shared = co_await impl.share_quietly(range);
     COFS_CO_TRY(shared);

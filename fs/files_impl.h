@@ -236,8 +236,8 @@ struct Files::Impl {
   Task<Result<Transaction>> begin_share(ShareRange* range);
   Task<Result<>> share_quietly(ShareRange range);
   struct Comparison {  // of some blocks of two files
-    bool same = true;        // the same bytes
-    bool identical = true;   // because they are the same blocks
+    bool same = true;               // the same bytes
+    std::vector<BlockRange> gains;  // blocks of b's file that could be those of a's
   };
   Task<Result<Comparison>> compare_blocks(Inode& a, uint64_t a_block, Inode& b, uint64_t b_block,
                                           uint32_t count);

@@ -754,6 +754,35 @@ TEST_F(Clones, DifferentRangesAreLeftAlone) {
   ASSERT_TRUE(result && result->same);
   EXPECT_EQ(attributes(zeros).blocks, 0U);
   EXPECT_EQ(read(zeros), std::string(8 * kBlock, '\0'));
+  // What is preallocated in the target stays so, next to blocks that become shared, and holes stay holes.
+  const std::string data = random_bytes(4 * kBlock);
+  for (const bool source_has_data : {false, true}) {
+    const std::string suffix = source_has_data ? " of data" : " of a hole";
+    const uint64_t from_ino = file("from" + suffix, data);
+    if (source_has_data) {
+      ASSERT_TRUE(write(from_ino, 4 * kBlock, std::string(8 * kBlock, '\0')));
+    }
+    size.size = 12 * kBlock;
+    ASSERT_TRUE(volume->run(fs().set_attributes(from_ino, size, kRoot)));
+    ASSERT_TRUE(write(from_ino, 12 * kBlock, data));
+    const uint64_t to_ino = file("to" + suffix, data);
+    ASSERT_TRUE(volume->run(fs().allocate(to_ino, AllocateMode::kAllocate, 4 * kBlock, 4 * kBlock)));
+    ASSERT_TRUE(write(to_ino, 12 * kBlock, data));
+    ASSERT_EQ(attributes(to_ino).blocks, 12U);
+    const OpenFile from_file = open(from_ino);
+    const OpenFile to_file = open(to_ino);
+    result = dedupe(from_file, 0, to_file, 0, 16 * kBlock);
+    ASSERT_TRUE(result && result->same);
+    EXPECT_EQ(attributes(to_ino).blocks, 12U);
+    const FileMap seen = map(to_ino);
+    ASSERT_EQ(seen.pieces.size(), 3U);
+    EXPECT_TRUE(seen.pieces[0].shared && seen.pieces[0].length == 4 * kBlock);
+    EXPECT_TRUE(seen.pieces[1].unwritten && seen.pieces[1].length == 4 * kBlock);
+    EXPECT_TRUE(seen.pieces[2].shared && seen.pieces[2].logical == 12 * kBlock);
+    EXPECT_TRUE(read(to_ino) == data + std::string(8 * kBlock, '\0') + data);
+    close(from_file);
+    close(to_file);
+  }
   // Small files live in their inodes: equal, and nothing to share.
   const uint64_t small_a = file("small a", "same");
   const uint64_t small_b = file("small b", "same");
