@@ -151,6 +151,7 @@ Task<Result<>> Store::Impl::prefetch_share(ShareRange range) {
       COFS_CO_TRY(room);
     }
     if (extents->size() < kBatch) break;
+    co_await let_others_run(env.executor);
   }
   co_return Result<>();
 }

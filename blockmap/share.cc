@@ -13,7 +13,8 @@
 namespace cofs {
 namespace {
 
-constexpr uint64_t kBatch = 256;  // extents looked at together
+constexpr uint64_t kBatch = 256;     // extents looked at together
+constexpr uint64_t kTogether = 64;   // pieces shared until others run
 
 // Blocks that follow each other in the source and in virtual space.
 struct SharedPiece {
@@ -92,9 +93,12 @@ Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
       COFS_CO_TRY(marked);
     }
     if (extents->size() < kBatch) break;
+    if (!replaying) co_await let_others_run(env.executor);
   }
   int64_t mapped = 0;
+  uint64_t done = 0;
   for (const SharedPiece& piece : pieces) {
+    if (++done % kTogether == 0 && !replaying) co_await let_others_run(env.executor);
     auto added = co_await add_references(piece.virtual_block, piece.count);
     COFS_CO_TRY(added);
     auto inserted = co_await insert_extents(

@@ -117,6 +117,7 @@ Task<Result<>> Store::Impl::apply(Transaction::State& state, bool into_log) {
       case Kind::kShareExtents:
         writer.share_extents(op.share);
         result = co_await apply_share_extents(op.share);
+        counters.shares++;
         break;
       case Kind::kWriteData:
         result = co_await place_run(&op.run, into_log);

@@ -2,8 +2,9 @@
 //
 // The source's mapping cannot change meanwhile: its lock is held, and what was dirty in the range has
 // been written (another file reads blocks by their place, so a write under way would not do). A range of
-// very many extents is shared in steps, each a transaction that publishes blocks, size and times
-// together: a crash shows the clone up to the end of one of them, as a reply cut short would.
+// very many extents is shared in steps, as large as the room for dirty nodes allows, each a transaction that
+// publishes blocks, size and times together: a crash shows the clone up to the end of one of them, as a reply
+// cut short would.
 
 #include <algorithm>
 #include <cstring>
@@ -13,17 +14,20 @@
 
 namespace cofs {
 
-Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range) {
-  // What is shared may dirty a leaf of references each, what is replaced two of vmap: together not more than
-  // one step is reckoned with (blockmap/reserves.cc).
-  const uint64_t extents_max = step_extents();
-  const uint64_t replaced_max = std::max(extents_max / 2, kStepExtentsMin / 2);
+// What is shared may dirty a leaf of references each, what is replaced two of places; the leaves of extents, and those
+// above, are few beside them.
+Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range, uint64_t nodes_max) {
+  ShareStep step;
+  const uint64_t replaced_max = nodes_max / 4;
   auto replaced =
       co_await store.map_range(range.target_ino, range.target_block, range.count, replaced_max + 1);
   COFS_CO_TRY(replaced);
   if (replaced->size() > replaced_max) {
-    range.count = (*replaced)[replaced_max - 1].end() - range.target_block;
+    replaced->pop_back();
+    range.count = replaced->back().end() - range.target_block;
   }
+  step.nodes = 2 * replaced->size();
+  const uint64_t extents_max = std::min(nodes_max - step.nodes, kShareExtentsMax);
   auto mappings =
       co_await store.map_range(range.source_ino, range.source_block, range.count, extents_max + 1);
   COFS_CO_TRY(mappings);
@@ -31,20 +35,26 @@ Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range) {
     mappings->pop_back();
     range.count = mappings->back().end() - range.source_block;
   }
-  ShareStep step;
   step.blocks = range.count;
   step.extents = mappings->size();
+  step.nodes += mappings->size();
   co_return step;
 }
 
-// A transaction that shares the range's first blocks; the range becomes these.
+// A transaction that shares the range's first blocks, as many as there is room for; the range becomes these.
 Task<Result<Transaction>> Files::Impl::begin_share(ShareRange* range) {
-  auto step = co_await plan_share(*range);
+  auto step = co_await plan_share(*range, store.likely_nodes_max());
   COFS_CO_TRY(step);
-  range->count = step->blocks;
-  auto transaction = co_await store.begin(Cost(0, (step->extents + 1) * kShareRecordBytes),
-                                          SpaceClass::kUser);
+  Cost cost = store.cost_of_nodes(step->nodes);
+  cost.record_bytes += (step->extents + 1) * kShareRecordBytes;
+  auto transaction = co_await store.begin(cost, SpaceClass::kUser);
   COFS_CO_TRY(transaction);
+  // Others may have been first. The mappings are as they were: their inodes are locked.
+  while (step->nodes > transaction->nodes_max()) {
+    step = co_await plan_share(*range, transaction->nodes_max());
+    COFS_CO_TRY(step);
+  }
+  range->count = step->blocks;
   transaction->share_extents(*range);
   co_return transaction;
 }

@@ -292,6 +292,43 @@ TEST_F(Clones, ManyExtentsAndManyCopies) {
   }
 }
 
+// As many extents as a gigabyte has that was written by many at once: one transaction; however little room
+// there is, a step is as large as its part of the reserve.
+TEST_F(Clones, AThousandExtentsAreSharedAtOnce) {
+  VolumeOptions options = share_options();
+  options.device_blocks = 1 << 20;
+  options.format.segment_blocks = 1024;
+  for (const uint64_t dirty_nodes_max : {uint64_t{0}, uint64_t{64}}) {
+    options.store.dirty_nodes_max = dirty_nodes_max;
+    mount(options);
+    const uint64_t source = create("source");
+    std::string bytes(1024 * kBlock, '\0');
+    for (const uint64_t first : {0, 1}) {
+      for (uint64_t i = first; i < 1024; i += 2) {
+        const std::string block = random_bytes(kBlock);
+        ASSERT_TRUE(write(source, i * kBlock, block));
+        bytes.replace(i * kBlock, kBlock, block);
+      }
+      sync();
+    }
+    auto mapped = volume->run(fs().store().map_range(source, 0, 1024, 2000));
+    ASSERT_TRUE(mapped && mapped->size() == 1024);
+    const uint64_t target = create("target");
+    const uint64_t before = fs().store().counters().shares;
+    ASSERT_EQ(copy(source, 0, target, 0, bytes.size()), bytes.size());
+    const uint64_t shares = fs().store().counters().shares - before;
+    if (dirty_nodes_max == 0) {
+      EXPECT_EQ(shares, 1U);
+    } else {  // 32 nodes in a step, and at most 64 that are left of the limit
+      EXPECT_GE(shares, 1024U / (32 + 64));
+      EXPECT_LE(shares, 1024U / 32);
+    }
+    EXPECT_TRUE(read(target) == bytes);
+    volume->settle();
+    EXPECT_EQ(volume->verify(true), "");
+  }
+}
+
 // The flags that a clone sets on the source must not keep its extents apart for ever.
 TEST_F(Clones, ASourceThatIsAppendedToAndClonedKeepsFewExtents) {
   mount(share_options());
