@@ -14,11 +14,12 @@
 
 namespace cofs {
 
-// What is shared may dirty a leaf of references each, what is replaced two of places; the leaves of extents, and those
-// above, are few beside them.
+// What is shared may dirty a leaf of references each, what is replaced two of places. The leaves of extents, of which even
+// the smallest holds some forty when it is half full, and the nodes above add an eighth.
 Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range, uint64_t nodes_max) {
   ShareStep step;
-  const uint64_t replaced_max = nodes_max / 4;
+  const uint64_t leaves_max = nodes_max * 7 / 8;
+  const uint64_t replaced_max = leaves_max / 4;
   auto replaced =
       co_await store.map_range(range.target_ino, range.target_block, range.count, replaced_max + 1);
   COFS_CO_TRY(replaced);
@@ -26,8 +27,7 @@ Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range, u
     replaced->pop_back();
     range.count = replaced->back().end() - range.target_block;
   }
-  step.nodes = 2 * replaced->size();
-  const uint64_t extents_max = std::min(nodes_max - step.nodes, kShareExtentsMax);
+  const uint64_t extents_max = std::min(leaves_max - 2 * replaced->size(), kShareExtentsMax);
   auto mappings =
       co_await store.map_range(range.source_ino, range.source_block, range.count, extents_max + 1);
   COFS_CO_TRY(mappings);
@@ -37,7 +37,8 @@ Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range, u
   }
   step.blocks = range.count;
   step.extents = mappings->size();
-  step.nodes += mappings->size();
+  const uint64_t leaves = mappings->size() + 2 * replaced->size();
+  step.nodes = leaves + leaves / 7;  // of leaves_max: no more than nodes_max
   co_return step;
 }
 

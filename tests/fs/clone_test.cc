@@ -329,6 +329,92 @@ TEST_F(Clones, AThousandExtentsAreSharedAtOnce) {
   }
 }
 
+// The worst there is: each extent's references are counted in a leaf of their own. What becomes dirty is what was
+// reckoned with.
+TEST_F(Clones, ACloneDirtiesNoMoreNodesThanItPlanned) {
+  VolumeOptions options = share_options();
+  options.device_blocks = 1 << 20;
+  options.format.segment_blocks = 1024;
+  options.format.node_bytes = 4096;
+  options.store.dirty_nodes_max = 1000;  // the limit, as the volume is empty
+  mount(options);
+  constexpr uint64_t kBlocks = 32'768;
+  const uint64_t base = create("base");
+  for (const uint64_t first : {0, 1}) {
+    for (uint64_t i = first; i < kBlocks; i += 2) {
+      ASSERT_TRUE(write(base, i * kBlock, std::string(kBlock, static_cast<char>(i))));
+    }
+    sync();
+  }
+  ASSERT_EQ(copy(base, 0, create("counted"), 0, kBlocks * kBlock), kBlocks * kBlock);
+  const uint64_t source = create("source");
+  uint64_t extents = 0;
+  for (uint64_t i = 0; i < kBlocks; i += 256) {
+    ASSERT_EQ(copy(base, i * kBlock, source, 2 * extents++ * kBlock, kBlock), kBlock);
+  }
+  ASSERT_TRUE(volume->run(fs().store().checkpoint()));
+  const uint64_t target = create("target");
+  const uint64_t before = fs().store().likely_nodes_max();
+  const uint64_t shares = fs().store().counters().shares;
+  ASSERT_EQ(copy(source, 0, target, 0, (2 * extents - 1) * kBlock), (2 * extents - 1) * kBlock);
+  EXPECT_EQ(fs().store().counters().shares, shares + 1);
+  const uint64_t dirtied = before - fs().store().likely_nodes_max();
+  EXPECT_GE(dirtied, extents);
+  EXPECT_LE(dirtied, extents + extents / 7);
+}
+
+// Clones until nothing fits any more, with the tree as fragmented as it gets: each ends with ENOSPC or is whole, and the
+// store goes on.
+TEST_F(Clones, AVolumeFullOfClonesGoesOn) {
+  for (const uint32_t over_provision : {0U, 7U}) {
+    VolumeOptions options = share_options();
+    options.format.over_provision_percent = over_provision;
+    mount(options);
+    const uint64_t source = create("source");
+    std::string bytes(600 * kBlock, '\0');
+    for (const uint64_t first : {0, 1, 2}) {
+      for (uint64_t i = first; i < 600; i += 3) {
+        bytes.replace(i * kBlock, kBlock, random_bytes(kBlock));
+        ASSERT_TRUE(write(source, i * kBlock, bytes.substr(i * kBlock, kBlock)));
+      }
+      sync();
+    }
+    std::vector<uint64_t> copies;
+    for (int i = 0; i < 400; i++) copies.push_back(create("copy" + std::to_string(i)));
+    const uint64_t filler = create("filler");
+    for (uint64_t at = 0; space().available_blocks > 400; at += 32) {
+      ASSERT_TRUE(write(filler, at * kBlock, random_bytes(32 * kBlock)));
+      sync();
+    }
+    uint64_t refused = 0;
+    for (size_t i = 0; i < copies.size() && refused < 3; i++) {
+      uint64_t done = 0;
+      while (done < bytes.size()) {
+        const auto copied = copy(source, done, copies[i], done, bytes.size() - done);
+        if (!copied) {
+          ASSERT_EQ(copied.error().code, Code::kNoSpace);
+          refused++;
+          break;
+        }
+        done += *copied;
+      }
+      ASSERT_TRUE(read(copies[i]) == bytes.substr(0, done)) << i;
+      ASSERT_FALSE(fs().store().shut_down());
+    }
+    EXPECT_EQ(refused, 3U);
+    sync();
+    ASSERT_TRUE(volume->run(fs().store().checkpoint()));
+    for (size_t i = 0; i < copies.size(); i += 2) {
+      ASSERT_TRUE(volume->run(fs().unlink(ondisk::kRootInode, "copy" + std::to_string(i))));
+      volume->run(fs().forget(copies[i]));
+    }
+    sync();
+    EXPECT_TRUE(read(source) == bytes);
+    volume->settle();
+    EXPECT_EQ(volume->verify(true), "");
+  }
+}
+
 // The flags that a clone sets on the source must not keep its extents apart for ever.
 TEST_F(Clones, ASourceThatIsAppendedToAndClonedKeepsFewExtents) {
   mount(share_options());
