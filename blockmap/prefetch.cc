@@ -44,8 +44,11 @@ Task<Result<>> Store::Impl::prefetch(const Transaction::State& state) {
 Task<Result<>> Store::Impl::prefetch_unmap(uint64_t ino, uint64_t file_block, uint64_t count,
                                            bool neighbours) {
   const uint64_t end = file_block + count;
-  auto leaves = co_await prefetch_keys(Key::extent(ino, file_block), Key::extent(ino, end), neighbours);
+  auto leaves =
+      co_await prefetch_neighbours(neighbours, Key::extent(ino, file_block), Key::extent(ino, end));
   COFS_CO_TRY(leaves);
+  auto last = co_await tree.get(Key::extent(ino, end));
+  COFS_CO_TRY(last);
   uint64_t at = file_block;
   while (at < end) {
     auto extents = co_await overlapping_extents(tree, ino, at, end, kBatch);
@@ -69,24 +72,18 @@ Task<Result<>> Store::Impl::prefetch_unmap(uint64_t ino, uint64_t file_block, ui
   co_return Result<>();
 }
 
-// The leaves that cover the ends, between which the caller reads on.
-Task<Result<>> Store::Impl::prefetch_keys(Key from, Key to, bool neighbours) {
-  if (neighbours) {
-    auto loaded = co_await tree.load_around(from, to);
-    co_return loaded;
-  }
-  auto first = co_await tree.get(from);
-  COFS_CO_TRY(first);
-  auto last = co_await tree.get(to);
-  COFS_CO_TRY(last);
-  co_return Result<>();
+// Beside what the caller reads between these keys.
+Task<Result<>> Store::Impl::prefetch_neighbours(bool wanted, Key from, Key to) {
+  if (!wanted) co_return Result<>();
+  auto loaded = co_await tree.load_around(from, to);
+  co_return loaded;
 }
 
 // For drop_virtual() of what may be shared.
 Task<Result<>> Store::Impl::prefetch_drop(BlockRange virtual_blocks, bool neighbours) {
   const uint64_t end = virtual_blocks.end();
   uint64_t at = virtual_blocks.start;
-  auto leaves = co_await prefetch_keys(Key::vref(at), Key::vref(end), neighbours);
+  auto leaves = co_await prefetch_neighbours(neighbours, Key::vref(at), Key::vref(end));
   COFS_CO_TRY(leaves);
   while (at < end) {
     auto found = co_await find_vref(tree, at, end);
@@ -106,7 +103,7 @@ Task<Result<>> Store::Impl::prefetch_drop(BlockRange virtual_blocks, bool neighb
 Task<Result<>> Store::Impl::prefetch_free(BlockRange virtual_blocks, bool neighbours) {
   const Key first = Key::vmap(virtual_blocks.start);
   const Key last = Key::vmap(virtual_blocks.start + std::min(virtual_blocks.count, kFreedBlocksMax));
-  auto leaves = co_await prefetch_keys(first, last, neighbours);
+  auto leaves = co_await prefetch_neighbours(neighbours, first, last);
   COFS_CO_TRY(leaves);
   std::vector<uint64_t> losing;  // a segment of each group; these follow each other, as a rule
   const auto add_segment = [&](Bytes value) {

@@ -312,7 +312,7 @@ struct Store::Impl {
   // prefetch.cc
   Task<Result<>> prefetch(const Transaction::State& state);
   Task<Result<>> prefetch_unmap(uint64_t ino, uint64_t file_block, uint64_t count, bool neighbours);
-  Task<Result<>> prefetch_keys(Key from, Key to, bool neighbours);
+  Task<Result<>> prefetch_neighbours(bool wanted, Key from, Key to);
   Task<Result<>> prefetch_drop(BlockRange virtual_blocks, bool neighbours);
   Task<Result<>> prefetch_free(BlockRange virtual_blocks, bool neighbours);
   Task<Result<>> prefetch_share(ShareRange range);
