@@ -320,4 +320,33 @@ Task<Result<>> BTree::scan(Key from, Key to, uint64_t limit,
   co_return Result<>();
 }
 
+Task<Result<>> BTree::load_around(Key from, Key to) {
+  using Outcome = Impl::Outcome;
+  MissingNode missing;
+  Impl::Before before{from, false};  // what the first leaf holds, and then what lies before that
+  bool first = true;
+  Key at = from;
+  while (true) {
+    const Key* upper = nullptr;
+    const Node* leaf = impl_->descend(at, 0, missing, &upper);
+    if (leaf == nullptr) {
+      auto loaded = co_await impl_->load(missing);
+      COFS_CO_TRY(loaded);
+      continue;
+    }
+    if (first) before.bound = leaf->first_key;
+    first = false;
+    if (upper == nullptr || at > to) break;
+    at = *upper;
+  }
+  while (true) {
+    Node* leaf = nullptr;
+    const Outcome outcome = impl_->last_leaf_before(before, leaf, missing);
+    if (outcome == Outcome::kFound || outcome == Outcome::kNone) co_return Result<>();
+    if (outcome == Outcome::kRetry) continue;
+    auto loaded = co_await impl_->load(missing);
+    COFS_CO_TRY(loaded);
+  }
+}
+
 }  // namespace cofs

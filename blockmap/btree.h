@@ -120,6 +120,11 @@ class BTree {
   // True if there was such a record.
   Task<Result<bool>> erase(Key key);
 
+  // Makes the leaves that cover the keys from <= key <= to resident, and one more on either side, where a put
+  // goes whose own leaf was emptied and is gone. Put and erase of these keys then read nothing, but for what was
+  // evicted meanwhile.
+  Task<Result<>> load_around(Key from, Key to);
+
   // --- Checkpoint ---
   uint64_t dirty_nodes() const;    // live dirty nodes, not counting a frozen set being written
   uint64_t resident_nodes() const;

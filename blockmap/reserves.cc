@@ -10,7 +10,8 @@
 //
 // Checkpoint: the dirty nodes D at its freeze. Operations begin below the limit N, checked again under
 // the apply lock, so D is at most N, and what one operation dirties (a step of a deletion: N / 4
-// extents, two leaves of vmap each), and what the commit collects from memory: N / 4 fragments of data
+// extents, two leaves of vmap each; a sharing may take what is left of N as well, which is promised to it until
+// it is done), and what the commit collects from memory: N / 4 fragments of data
 // (a leaf of extents, two of vmap each) and N / 4 groups of inodes, 16 of each at least. Inner nodes are
 // few beside leaves. Then all leaves of segment records may change, once. Nodes are placed in segments
 // that hold nodes_per_segment of them in each copy; what is left of the open ones is not counted. Live nodes
@@ -66,10 +67,13 @@ uint64_t dirty_nodes_max_for(const Geometry& geometry) {
 
 }  // namespace
 
+uint64_t Reserves::step_nodes() const {
+  return std::max(dirty_nodes_floor / 2, kDirtyNodesFloorMin);
+}
+
 uint64_t Reserves::checkpoint_segments(uint64_t dirty_nodes) const {
-  const uint64_t step = std::max(dirty_nodes_floor / 2, kDirtyNodesFloorMin);
   const uint64_t collected = std::max(dirty_nodes_floor, kCollectedNodesMin);
-  const uint64_t nodes = std::max(dirty_nodes, dirty_nodes_floor) + step + collected + group_nodes;
+  const uint64_t nodes = std::max(dirty_nodes, dirty_nodes_floor) + step_nodes() + collected + group_nodes;
   return divide_up(nodes, nodes_per_segment) * metadata_copies + 1;
 }
 

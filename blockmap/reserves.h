@@ -29,6 +29,8 @@ struct Reserves {
   static constexpr uint64_t kDeleteSegments = 2;
   static constexpr uint64_t kGcSegments = 3;
 
+  // So many dirty nodes one operation may add beyond any limit: the checkpoint's reserve counts them always.
+  uint64_t step_nodes() const;
   // For one checkpoint that begins with so many dirty nodes, in segments.
   uint64_t checkpoint_segments(uint64_t dirty_nodes) const;
   // For so many tree nodes (of one copy), with what is dead between them, in segments of all copies.

@@ -13,7 +13,8 @@
 namespace cofs {
 namespace {
 
-constexpr uint64_t kBatch = 256;  // extents looked at together
+constexpr uint64_t kBatch = 256;     // extents looked at together
+constexpr uint64_t kTogether = 64;   // pieces shared until others run
 
 // Blocks that follow each other in the source and in virtual space.
 struct SharedPiece {
@@ -68,42 +69,6 @@ class SharedMarker {
 
 }  // namespace
 
-// Reads what apply_share_extents() will change; what cannot be done is found here, while nothing has
-// changed. Errors: those of reading, kTooManyLinks, kInvalid.
-Task<Result<>> Store::Impl::prefetch_share(ShareRange range) {
-  if (!range.valid()) co_return fail(Code::kInvalid, "a range to be shared", range.source_ino);
-  uint64_t at = range.source_block;
-  while (at < range.source_end()) {
-    auto extents =
-        co_await overlapping_extents(tree, range.source_ino, at, range.source_end(), kBatch);
-    COFS_CO_TRY(extents);
-    for (const FileExtent& extent : *extents) {
-      const uint64_t from = std::max(extent.file_block, at);
-      at = std::min(extent.end(), range.source_end());
-      if (extent.value.virtual_block == 0) continue;
-      const uint64_t start = extent.value.virtual_block + (from - extent.file_block);
-      auto room = co_await check_reference_room(start, at - from);
-      COFS_CO_TRY(room);
-    }
-    if (extents->size() < kBatch) break;
-  }
-  co_return Result<>();
-}
-
-Task<Result<>> Store::Impl::check_reference_room(uint64_t virtual_block, uint64_t count) {
-  const uint64_t end = virtual_block + count;
-  while (virtual_block < end) {
-    auto found = co_await find_vref(tree, virtual_block, end);
-    COFS_CO_TRY(found);
-    if (!found->has_value()) break;
-    if ((*found)->references == UINT32_MAX) {
-      co_return fail(Code::kTooManyLinks, "references to a block", (*found)->start);
-    }
-    virtual_block = (*found)->end();
-  }
-  co_return Result<>();
-}
-
 Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
   auto cleared = co_await apply_map_extent(range.target_ino, range.target_block, range.count, 0, 0);
   COFS_CO_TRY(cleared);
@@ -128,9 +93,12 @@ Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
       COFS_CO_TRY(marked);
     }
     if (extents->size() < kBatch) break;
+    if (!replaying) co_await let_others_run(env.executor);
   }
   int64_t mapped = 0;
+  uint64_t done = 0;
   for (const SharedPiece& piece : pieces) {
+    if (++done % kTogether == 0 && !replaying) co_await let_others_run(env.executor);
     auto added = co_await add_references(piece.virtual_block, piece.count);
     COFS_CO_TRY(added);
     auto inserted = co_await insert_extents(
@@ -147,7 +115,7 @@ Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
   co_return Result<>();
 }
 
-// One more reference to each block. REQUIRES: room for it (check_reference_room).
+// One more reference to each block. REQUIRES: room for it (prefetch_references).
 Task<Result<>> Store::Impl::add_references(uint64_t virtual_block, uint64_t count) {
   const uint64_t end = virtual_block + count;
   uint64_t at = virtual_block;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr uint64_t kUnflushedBlocksMax = (256ULL << 20) / kBlockBytes;  // recovery verifies these
 constexpr int kRoomAttempts = 3;
+constexpr uint64_t kBlocksPerRecordBlock = 8;  // reserved for records: in the log, in nodes, in their copies
 constexpr uint64_t kLogSpareShare = 32;    // of the spare blocks that the log may take beyond its floor
 constexpr uint64_t kNodesSpareShare = 64;  // and images of dirty nodes
 // What 256 blocks of data take, in tenths: 4 of headers, 1,024 bytes of checksums and 48 of a vmap record, both times 8.
@@ -59,7 +60,7 @@ void Reservation::release(uint64_t blocks) {
 uint64_t blocks_of_cost(const Cost& cost) {
   const uint64_t data =
       cost.data_blocks == 0 ? 0 : cost.data_blocks + cost.data_blocks / 64 + 1;
-  return data + (cost.record_bytes * 8 + kBlockBytes - 1) / kBlockBytes;
+  return data + (cost.record_bytes * kBlocksPerRecordBlock + kBlockBytes - 1) / kBlockBytes;
 }
 
 uint64_t data_within(uint64_t blocks) {
@@ -165,6 +166,31 @@ bool Store::Impl::log_over_limit(uint64_t factor) const {
 
 bool Store::has_room(const Cost& cost, SpaceClass space_class) const {
   return impl_->available(space_class) >= blocks_of_cost(cost);
+}
+
+uint64_t Store::likely_nodes_max() const {
+  const Impl& store = *impl_;
+  const uint64_t limit = store.dirty_nodes_limit();
+  const uint64_t dirty = store.tree.dirty_nodes();
+  const uint64_t node_blocks =
+      uint64_t{store.geometry.metadata_copies} * store.geometry.node_blocks();
+  const uint64_t room = store.available(SpaceClass::kUser) / (2 * node_blocks);
+  return store.reserves.step_nodes() + (limit > dirty ? std::min(limit - dirty, room) : 0);
+}
+
+uint64_t Transaction::nodes_max() const {
+  const Store::Impl& store = *state_->store->impl_;
+  const uint64_t limit = store.dirty_nodes_limit();
+  const uint64_t dirty = store.tree.dirty_nodes();
+  return store.reserves.step_nodes() + (limit > dirty ? limit - dirty : 0);
+}
+
+Cost Store::cost_of_nodes(uint64_t nodes) const {
+  const uint64_t covered = impl_->reserves.step_nodes();
+  if (nodes <= covered) return Cost();
+  const uint64_t blocks = (nodes - covered) * impl_->geometry.metadata_copies *
+                          impl_->geometry.node_blocks();
+  return Cost(0, blocks * kBlockBytes / kBlocksPerRecordBlock);
 }
 
 Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {

@@ -204,6 +204,9 @@ class Transaction {
 
   bool empty() const;
   uint64_t data_blocks() const;  // given to write_data so far
+  // So many tree nodes it may make dirty; beyond Store::likely_nodes_max() of a moment ago only with room
+  // reserved for them.
+  uint64_t nodes_max() const;
 
  private:
   friend class Store;
@@ -284,6 +287,7 @@ struct StoreCounters {
   uint64_t discarded_bytes = 0;  // all, and …
   uint64_t trimmed_bytes = 0;    // … by trim() among them
   uint64_t checksum_failures = 0;
+  uint64_t shares = 0;           // transactions that shared extents
   uint64_t copy_verified_bytes = 0;   // of what a device copied
   uint64_t copy_verify_failures = 0;  // gathers that a device reported done and that were wrong
   uint64_t segments_freed = 0;
@@ -421,6 +425,10 @@ class Store {
   // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
   // the next commit keeps to shares of it (reserves.cc).
   uint64_t dirty_nodes_floor() const;
+  // So many nodes a transaction may count on making dirty, at worst, if it begins about now
+  // (Transaction::nodes_max says how many it really may), and what it must reserve for them, beside its records.
+  uint64_t likely_nodes_max() const;
+  Cost cost_of_nodes(uint64_t nodes) const;
   // Cross-checks everything against everything (docs/CRASH.md lists the invariants). No transaction
   // may run meanwhile.
   Task<Result<VerifyReport>> verify(VerifyOptions options);

@@ -1,4 +1,4 @@
-// The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying),
+// The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying), prefetch.cc,
 // mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), log_writer.cc (the log
 // chain), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
 // scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
@@ -310,8 +310,16 @@ struct Store::Impl {
   void kick_background();
   Task<> wait_for_tasks();
 
-  // transaction.cc
+  // prefetch.cc
   Task<Result<>> prefetch(const Transaction::State& state);
+  Task<Result<>> prefetch_unmap(uint64_t ino, uint64_t file_block, uint64_t count, bool neighbours);
+  Task<Result<>> prefetch_neighbours(bool wanted, Key from, Key to);
+  Task<Result<>> prefetch_drop(BlockRange virtual_blocks, bool neighbours);
+  Task<Result<>> prefetch_free(BlockRange virtual_blocks, bool neighbours);
+  Task<Result<>> prefetch_share(ShareRange range);
+  Task<Result<>> prefetch_references(BlockRange virtual_blocks);
+
+  // transaction.cc
   Task<Result<>> apply(Transaction::State& state, bool into_log);
 
   // mapper.cc: each changes the tree and nothing else but counters; the log record is the caller's.
@@ -328,8 +336,6 @@ struct Store::Impl {
   Task<Result<>> apply_record(const Record& record);
 
   // share.cc
-  Task<Result<>> prefetch_share(ShareRange range);
-  Task<Result<>> check_reference_room(uint64_t virtual_block, uint64_t count);
   Task<Result<>> apply_share_extents(ShareRange range);
   Task<Result<>> add_references(uint64_t virtual_block, uint64_t count);
   Task<Result<>> drop_virtual(uint64_t virtual_block, uint64_t count, bool maybe_shared);

@@ -1,6 +1,6 @@
 // Transactions: collecting changes, then applying them as one.
 //
-// apply() first touches every record it will need (prefetch), so that an unreadable node is found
+// apply() first reads every node it will need (prefetch.cc), so that an unreadable node is found
 // while nothing has changed; then it changes the tree and appends the log records. A failure in the
 // second part leaves memory and log apart and therefore shuts the store down.
 
@@ -90,31 +90,6 @@ Task<Result<>> Transaction::apply() {
   co_return applied;
 }
 
-Task<Result<>> Store::Impl::prefetch(const Transaction::State& state) {
-  constexpr uint64_t kExtentsLookedAt = 64;
-  using Kind = Transaction::State::Kind;
-  for (const Transaction::State::Op& op : state.ops) {
-    if (op.kind == Kind::kPut || op.kind == Kind::kErase) {
-      auto value = co_await tree.get(op.key);
-      COFS_CO_TRY(value);
-      continue;
-    }
-    if (op.kind == Kind::kShareExtents) {
-      auto shared = co_await prefetch_share(op.share);
-      COFS_CO_TRY(shared);
-    }
-    auto extents = co_await store->map_range(op.ino, op.file_block, op.count, kExtentsLookedAt);
-    COFS_CO_TRY(extents);
-    for (const Mapping& extent : *extents) {
-      if (extent.virtual_block == 0) continue;
-      auto vmap =
-          co_await tree.last_at_or_before(Key::vmap(0), Key::vmap(extent.virtual_block));
-      COFS_CO_TRY(vmap);
-    }
-  }
-  co_return Result<>();
-}
-
 Task<Result<>> Store::Impl::apply(Transaction::State& state, bool into_log) {
   using Kind = Transaction::State::Kind;
   auto writable = check_writable();
@@ -142,6 +117,7 @@ Task<Result<>> Store::Impl::apply(Transaction::State& state, bool into_log) {
       case Kind::kShareExtents:
         writer.share_extents(op.share);
         result = co_await apply_share_extents(op.share);
+        counters.shares++;
         break;
       case Kind::kWriteData:
         result = co_await place_run(&op.run, into_log);

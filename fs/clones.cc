@@ -88,6 +88,7 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
   if (request.source_offset % kBlockBytes != 0 || (ends_inside && request.length % kBlockBytes != 0)) {
     co_return fail(Code::kInvalid, "a piece of a clone that is not made of whole blocks", request.source);
   }
+  if (!announced->torn) co_return fail(announced->torn.error());
   if (!announced->snapshot) {
     auto checked = check_range(said, *pair->source, *pair->target);
     COFS_CO_TRY(checked);
@@ -105,8 +106,12 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
   }
   auto done = co_await files_.copy_locked(source, pair->target, request, policy);
   COFS_CO_TRY(done);
-  announced->done += *done;
-  if (announced->done >= said.length) announced->over = true;
+  announced->add_done(request.source_offset, *done);
+  if (announced->all_done()) {
+    announced->over = true;
+  } else if (!announced->snapshot) {
+    announced->torn = co_await take_snapshot(pair, announced.get());
+  }
   CopyResult copied;
   copied.bytes = *done;
   co_return copied;
@@ -120,17 +125,22 @@ Task<Result<>> Clones::take_snapshot(LockedPair* pair, Announced* announced) {
   Result<> result;
   {
     const SharedMutex::Guard guard = co_await temporary->lock.lock_exclusive();
-    CopyRequest part;
-    part.source = pair->source->ino;
-    part.target = temporary->ino;
-    part.source_offset = part.target_offset = announced->said.source_offset;
-    part.length = announced->said.length;
-    auto shared =
-        co_await files_.copy_locked(pair->source, temporary, part, CopyPolicy::kStrictShare);
-    if (!shared) {
-      result = fail(shared.error());
-    } else if (*shared < part.length) {
-      result = fail(Code::kIo, "a snapshot for a clone ended early", pair->source->ino);
+    const Announcement& said = announced->said;
+    for (uint64_t done = 0; result && done < said.length;) {
+      CopyRequest part;
+      part.source = pair->source->ino;
+      part.target = temporary->ino;
+      part.source_offset = part.target_offset = said.source_offset + done;
+      part.length = said.length - done;
+      auto shared =
+          co_await files_.copy_locked(pair->source, temporary, part, CopyPolicy::kStrictShare);
+      if (!shared) {
+        result = fail(shared.error());
+      } else if (*shared == 0) {
+        result = fail(Code::kIo, "a snapshot for a clone ended early", pair->source->ino);
+      } else {
+        done += *shared;
+      }
     }
   }
   if (result) {
@@ -147,6 +157,26 @@ bool Clones::Announced::covers(const CopyRequest& request) const {
   return request.target == said.target_ino && request.source_offset >= said.source_offset &&
          request.source_offset < source_end() &&
          request.target_offset - said.target_offset == request.source_offset - said.source_offset;
+}
+
+void Clones::Announced::add_done(uint64_t from, uint64_t bytes) {
+  uint64_t to = from + bytes;
+  auto next = done.upper_bound(from);
+  if (next != done.begin() && std::prev(next)->second >= from) {
+    --next;
+    from = next->first;
+  }
+  while (next != done.end() && next->first <= to) {
+    to = std::max(to, next->second);
+    next = done.erase(next);
+  }
+  // What is not remembered leaves the announcement to end with its open file.
+  if (done.size() < kPartsApartMax) done[from] = to;
+}
+
+bool Clones::Announced::all_done() const {
+  return done.size() == 1 && done.begin()->first == said.source_offset &&
+         done.begin()->second == source_end();
 }
 
 Clones::AnnouncedRef Clones::find_announced(const CopyRequest& request) {
@@ -170,7 +200,7 @@ void Clones::end(const AnnouncedRef& announced) {
   names_.free_temporary(ino);
 }
 
-Result<> Clones::check_range(const Announcement& said, const Inode& source, const Inode& target) {
+Result<> Clones::check_source(const Announcement& said, const Inode& source) {
   constexpr uint64_t kEndMax = INT64_MAX;
   if (said.source_offset % kBlockBytes != 0 || said.target_offset % kBlockBytes != 0) {
     return fail(Code::kInvalid, "clone: offsets that are not multiples of the block size", source.ino);
@@ -181,12 +211,20 @@ Result<> Clones::check_range(const Announcement& said, const Inode& source, cons
   }
   const uint64_t source_end = said.source_offset + said.length;
   if (source_end > source.size) return fail(Code::kInvalid, "clone: beyond the source's end", source.ino);
-  if (said.length % kBlockBytes != 0 &&
-      (source_end != source.size || said.target_offset + said.length < target.size)) {
+  if (said.length % kBlockBytes != 0 && source_end != source.size) {
     return fail(Code::kInvalid, "clone: part of a block that is not the last one", source.ino);
   }
-  if (source.ino == target.ino && overlap(said.source_offset, said.target_offset, said.length)) {
+  if (source.ino == said.target_ino && overlap(said.source_offset, said.target_offset, said.length)) {
     return fail(Code::kInvalid, "clone onto itself", source.ino);
+  }
+  return {};
+}
+
+Result<> Clones::check_range(const Announcement& said, const Inode& source, const Inode& target) {
+  auto checked = check_source(said, source);
+  if (!checked) return checked;
+  if (said.length % kBlockBytes != 0 && said.target_offset + said.length < target.size) {
+    return fail(Code::kInvalid, "clone: part of a block inside the target", target.ino);
   }
   return {};
 }
@@ -195,13 +233,8 @@ Task<Result<>> Clones::announce(OpenFile source, Announcement announcement) {
   auto source_inode = co_await files_.get_file(source.ino);
   COFS_CO_TRY(source_inode);
   if (!source.readable) co_return fail(Code::kBadHandle, "clone: not open for reading", source.ino);
-  auto target_inode = co_await files_.get_file(announcement.target_ino);
-  if (!target_inode && target_inode.error().code == Code::kStale) {
-    co_return fail(Code::kNoEntry, "clone: no such target", announcement.target_ino);
-  }
-  COFS_CO_TRY(target_inode);
   if (announcement.length != 0) {
-    auto checked = check_range(announcement, **source_inode, **target_inode);
+    auto checked = check_source(announcement, **source_inode);
     COFS_CO_TRY(checked);
   }
   PerOpenFile& file = open_files_[source.handle];

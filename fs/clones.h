@@ -5,7 +5,10 @@
 // the host); otherwise the attribute `user.cofs.clone` of the target, "share" or "device", which files and
 // directories get from the directory they are made in; otherwise the mount. A strict clone that comes in
 // pieces is served from an unlinked file that shares the source's blocks from the first piece on, so
-// all pieces show one state of the source. Announcements and tokens belong to an open file and end with it.
+// all pieces show one state of the source. Where a piece that should have been all of it ends early, that file is
+// made before anybody can change the source; if it can't be made, no other piece is served.
+// Announcements and tokens belong to an open file and end with it. An announcement names its target by number
+// and tells nothing of it: the target is looked at when a piece comes, for which the kernel had it opened.
 //
 // Not for: how blocks are copied or shared (fs/files.h).
 #pragma once
@@ -26,6 +29,7 @@ class Clones {
  public:
   static constexpr uint64_t kDedupeBytesMax = 1ULL << 30;  // of one call
   static constexpr size_t kPerOpenFileMax = 64;            // announcements, and as many tokens
+  static constexpr size_t kPartsApartMax = 1024;           // of a clone in pieces, remembered as done
 
   Clones(Store& store, InodeTable& inodes, Files& files, Names& names, Environment& environment,
          FsOptions& options);
@@ -42,11 +46,14 @@ class Clones {
   // What is left of an announced clone.
   struct Announced {
     Announcement said;
-    uint64_t done = 0;      // bytes
+    std::map<uint64_t, uint64_t> done;  // parts of the source, ends by starts, none touches another
     InodeRef snapshot;      // of the source, from the first piece on, if there is more than one
+    Result<> torn;          // why there is none where there should be: bytes were done without it
     uint64_t users = 0;     // pieces that are being copied
     bool over = false;      // it ends with the last of them
     bool covers(const CopyRequest& request) const;
+    void add_done(uint64_t from, uint64_t bytes);
+    bool all_done() const;
     uint64_t source_end() const { return said.source_offset + said.length; }
   };
   using AnnouncedRef = std::shared_ptr<Announced>;
@@ -70,7 +77,8 @@ class Clones {
   Task<Result<>> take_snapshot(LockedPair* pair, Announced* announced);
   AnnouncedRef find_announced(const CopyRequest& request);
   void end(const AnnouncedRef& announced);
-  // Errors: as said by Announcement, of the sizes as they are.
+  // Of the sizes as they are. Errors: kInvalid.
+  static Result<> check_source(const Announcement& said, const Inode& source);
   static Result<> check_range(const Announcement& said, const Inode& source, const Inode& target);
   Task<Result<bool>> may_dedupe(OpenFile target, Inode* inode, Caller caller);
 

@@ -156,11 +156,13 @@ struct cofs_query {
  * source_offset on, to `target_ino` of the same filesystem at target_offset, `length` bytes together.
  * They share blocks, or the device copies; where neither can be had they fail with EINVAL, and data never
  * goes through the host. When the first of them arrives the server takes the source as it is then, for all of
- * them. The announcement ends when `length` bytes were cloned, with the open file, or with the next
- * announcement of the same open file and target; length 0 only ends it.
- * Errors: EBADF not open for reading; EISDIR, EINVAL not regular files; EINVAL offsets or length (0 aside) not
- * multiples of the block size, unless the range ends at the source's end of file; EINVAL range beyond that end; EINVAL overlap
- * within one file; ENOENT no such target. */
+ * them; where it cannot keep that state, those after the first fail. The announcement ends when all of the range was
+ * cloned, with the open file, or with the next announcement of the same open file and target; length 0 only ends it.
+ * Nothing is said of the target here, nor whether there is one: it is looked at when a copy comes, and a range that
+ * ends inside a block and inside the target is EINVAL then.
+ * Errors: EBADF not open for reading; EISDIR, EINVAL the source is no regular file; EINVAL offsets or length (0 aside)
+ * not multiples of the block size, unless the range ends at the source's end of file; EINVAL range beyond that end;
+ * EINVAL overlap within one file; EBUSY 64 announcements of this open file are there. */
 struct cofs_announce {
   __u64 source_offset;
   __u64 length;
@@ -178,7 +180,8 @@ struct cofs_dedupe_token {
 #define COFS_IOC_DEDUPE_TOKEN _IOR(COFS_IOCTL_TYPE, 18, struct cofs_dedupe_token)
 
 /* On the target's open file: compares a range of it with one of the token's file and, where they hold the
- * same bytes, makes them share blocks; both at once, atomically. The caller must have the target open for
+ * same bytes, makes them share blocks; both at once, atomically. Holes and preallocated blocks of the target
+ * stay such. The caller must have the target open for
  * writing, own it, be allowed to write it, or be privileged: EPERM. Offsets and length follow the rules of
  * FIDEDUPERANGE: multiples of the block size (length: or both ranges end at their files' ends): EINVAL. Errors: EINVAL also
  * for an unknown token or overlap, EISDIR, EROFS. */

@@ -2,8 +2,9 @@
 //
 // The source's mapping cannot change meanwhile: its lock is held, and what was dirty in the range has
 // been written (another file reads blocks by their place, so a write under way would not do). A range of
-// very many extents is shared in steps, each a transaction that publishes blocks, size and times
-// together: a crash shows the clone up to the end of one of them, as a reply cut short would.
+// very many extents is shared in steps, as large as the room for dirty nodes allows, each a transaction that
+// publishes blocks, size and times together: a crash shows the clone up to the end of one of them, as a reply
+// cut short would.
 
 #include <algorithm>
 #include <cstring>
@@ -13,17 +14,20 @@
 
 namespace cofs {
 
-Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range) {
-  // What is shared may dirty a leaf of references each, what is replaced two of vmap: together not more than
-  // one step is reckoned with (blockmap/reserves.cc).
-  const uint64_t extents_max = step_extents();
-  const uint64_t replaced_max = std::max(extents_max / 2, kStepExtentsMin / 2);
+// What is shared may dirty a leaf of references each, what is replaced two of places. The leaves of extents, of which even
+// the smallest holds some forty when it is half full, and the nodes above add an eighth.
+Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range, uint64_t nodes_max) {
+  ShareStep step;
+  const uint64_t leaves_max = nodes_max * 7 / 8;
+  const uint64_t replaced_max = leaves_max / 4;
   auto replaced =
       co_await store.map_range(range.target_ino, range.target_block, range.count, replaced_max + 1);
   COFS_CO_TRY(replaced);
   if (replaced->size() > replaced_max) {
-    range.count = (*replaced)[replaced_max - 1].end() - range.target_block;
+    replaced->pop_back();
+    range.count = replaced->back().end() - range.target_block;
   }
+  const uint64_t extents_max = std::min(leaves_max - 2 * replaced->size(), kShareExtentsMax);
   auto mappings =
       co_await store.map_range(range.source_ino, range.source_block, range.count, extents_max + 1);
   COFS_CO_TRY(mappings);
@@ -31,20 +35,27 @@ Task<Result<Files::Impl::ShareStep>> Files::Impl::plan_share(ShareRange range) {
     mappings->pop_back();
     range.count = mappings->back().end() - range.source_block;
   }
-  ShareStep step;
   step.blocks = range.count;
   step.extents = mappings->size();
+  const uint64_t leaves = mappings->size() + 2 * replaced->size();
+  step.nodes = leaves + leaves / 7;  // of leaves_max: no more than nodes_max
   co_return step;
 }
 
-// A transaction that shares the range's first blocks; the range becomes these.
+// A transaction that shares the range's first blocks, as many as there is room for; the range becomes these.
 Task<Result<Transaction>> Files::Impl::begin_share(ShareRange* range) {
-  auto step = co_await plan_share(*range);
+  auto step = co_await plan_share(*range, store.likely_nodes_max());
   COFS_CO_TRY(step);
-  range->count = step->blocks;
-  auto transaction = co_await store.begin(Cost(0, (step->extents + 1) * kShareRecordBytes),
-                                          SpaceClass::kUser);
+  Cost cost = store.cost_of_nodes(step->nodes);
+  cost.record_bytes += (step->extents + 1) * kShareRecordBytes;
+  auto transaction = co_await store.begin(cost, SpaceClass::kUser);
   COFS_CO_TRY(transaction);
+  // Others may have been first. The mappings are as they were: their inodes are locked.
+  while (step->nodes > transaction->nodes_max()) {
+    step = co_await plan_share(*range, transaction->nodes_max());
+    COFS_CO_TRY(step);
+  }
+  range->count = step->blocks;
   transaction->share_extents(*range);
   co_return transaction;
 }
@@ -71,7 +82,7 @@ Task<Result<>> Files::Impl::share_blocks(CopyJob& job, uint64_t first, uint64_t 
 
 // --- Dedupe ------------------------------------------------------------------------------------
 
-// The virtual block behind each block of the file; 0 where it reads as zeros.
+// The virtual block behind each block of the file; 0 where there is none: a hole, or preallocated.
 Task<Result<std::vector<uint64_t>>> Files::Impl::blocks_named(Inode& inode, uint64_t first,
                                                               uint32_t count) {
   std::vector<uint64_t> named(count, 0);
@@ -97,7 +108,19 @@ Task<Result<Files::Impl::Comparison>> Files::Impl::compare_blocks(Inode& a, uint
   COFS_CO_TRY(b_named);
   // Inline data has no blocks, and so the same names as a hole.
   if (!is_inline(a) && !is_inline(b) && *a_named == *b_named) co_return comparison;
-  comparison.identical = false;
+  // Where b has no block there is nothing to win, and what is preallocated there would be lost. What is shared
+  // already may be shared again, between others: fewer transactions.
+  bool goes_on = false;  // the last gain
+  for (uint32_t i = 0; i < count; i++) {
+    const uint64_t block = b_block + i;
+    if ((*b_named)[i] == 0) {
+      goes_on = false;
+    } else if ((*a_named)[i] != (*b_named)[i]) {
+      if (!goes_on) comparison.gains.push_back(BlockRange{block, 0});
+      comparison.gains.back().count = block + 1 - comparison.gains.back().start;
+      goes_on = true;
+    }
+  }
   for (uint32_t i = 0; i < count && comparison.same;) {
     uint32_t n = 1;  // blocks that follow each other on both sides
     const uint64_t at_a = (*a_named)[i];
@@ -154,29 +177,29 @@ Task<Result<bool>> Files::share_if_same(InodeRef source, InodeRef target, uint64
   COFS_CO_TRY(settled);
   const Impl::BlockHold source_hold(*source);
   const Impl::BlockHold target_hold(*target);
-  std::vector<BlockRange> different;  // parts that hold the same bytes in different blocks
+  std::vector<BlockRange> gains;  // of the target's blocks
   for (uint64_t at = 0; at < count;) {
     const uint32_t n = static_cast<uint32_t>(std::min<uint64_t>(count - at, kCompareBlocks));
     auto compared = co_await impl.compare_blocks(*source, source_block + at, *target,
                                                  target_block + at, n);
     COFS_CO_TRY(compared);
     if (!compared->same) co_return false;
-    if (!compared->identical) {
-      if (!different.empty() && different.back().end() == at) {
-        different.back().count += n;
+    for (const BlockRange& part : compared->gains) {
+      if (!gains.empty() && gains.back().end() == part.start) {
+        gains.back().count += part.count;
       } else {
-        different.push_back(BlockRange{at, n});
+        gains.push_back(part);
       }
     }
     at += n;
   }
   if (impl.is_inline(*source) || impl.is_inline(*target)) co_return true;  // no blocks to share
-  for (const BlockRange& part : different) {
+  for (const BlockRange& part : gains) {
     ShareRange range;
     range.source_ino = source->ino;
-    range.source_block = source_block + part.start;
+    range.source_block = source_block + (part.start - target_block);
     range.target_ino = target->ino;
-    range.target_block = target_block + part.start;
+    range.target_block = part.start;
     range.count = part.count;
     auto shared = co_await impl.share_quietly(range);
     COFS_CO_TRY(shared);

@@ -26,6 +26,7 @@ inline constexpr uint64_t kDirtyFragmentsMin = 16;      // always allowed, howev
 inline constexpr uint64_t kDirtyBlocksMin = 32;
 inline constexpr uint64_t kStepExtentsMin = 8;          // bounds of step_extents()
 inline constexpr uint64_t kStepExtentsMax = 512;
+inline constexpr uint64_t kShareExtentsMax = 16'384;    // shared in one transaction
 inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two transactions
 inline constexpr size_t kCopyBatchesUnderWay = 2;
 inline constexpr uint64_t kCopyBatchExtents = 16'384;   // gathered for one transaction
@@ -233,13 +234,14 @@ struct Files::Impl {
   struct ShareStep {
     uint64_t blocks = 0;
     uint64_t extents = 0;
+    uint64_t nodes = 0;  // that it may make dirty, at worst
   };
-  Task<Result<ShareStep>> plan_share(ShareRange range);
+  Task<Result<ShareStep>> plan_share(ShareRange range, uint64_t nodes_max);
   Task<Result<Transaction>> begin_share(ShareRange* range);
   Task<Result<>> share_quietly(ShareRange range);
   struct Comparison {  // of some blocks of two files
-    bool same = true;        // the same bytes
-    bool identical = true;   // because they are the same blocks
+    bool same = true;               // the same bytes
+    std::vector<BlockRange> gains;  // blocks of b's file that could be those of a's
   };
   Task<Result<Comparison>> compare_blocks(Inode& a, uint64_t a_block, Inode& b, uint64_t b_block,
                                           uint32_t count);

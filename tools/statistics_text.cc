@@ -42,6 +42,7 @@ Json copy_figures(const FileSystem& fs, const Store& store) {
           {"device_bytes", bytes_by(counters, CopyPath::kDevice)},
           {"hostfile_bytes", bytes_by(counters, CopyPath::kHostFile)},
           {"shared_bytes", fs.shared_bytes()},
+          {"shares", store.counters().shares},
           {"host_bytes", bytes_by(counters, CopyPath::kHost)},
           {"device_commands", operations_by(counters, CopyPath::kDevice)},
           {"hostfile_calls", operations_by(counters, CopyPath::kHostFile)},

@@ -9,6 +9,7 @@ import fcntl
 import os
 import struct
 import sys
+import time
 
 import harness as h
 
@@ -160,6 +161,7 @@ def test_strict_clones(space, volume, data):
     with opened(volume.path("a"), os.O_RDONLY) as src, opened(volume.path("strict"), os.O_RDWR) as dst:
         expect_error(errno.EINVAL, "unaligned", announce, src, 1, BLOCK, dst, 0)
         expect_error(errno.EINVAL, "beyond the end", announce, src, 0, 1 << 40, dst, 0)
+        announce(src, 0, 0, dst, 0)
     with opened(volume.path("a"), os.O_WRONLY) as src, opened(volume.path("strict"), os.O_RDWR) as dst:
         expect_error(errno.EBADF, "not readable", announce, src, 0, BLOCK, dst, 0)
 
@@ -179,6 +181,18 @@ def test_dedupe(space, volume, data):
         call(dst, DEDUPE, token + request)
         expect_error(errno.EINVAL, "a token used twice", call, dst, DEDUPE, token + request)
         expect_error(errno.EINVAL, "a guessed token", call, dst, DEDUPE, os.urandom(16) + request)
+        # Used up also where it brought nothing, and on whatever file it was tried.
+        token = call(src, DEDUPE_TOKEN, bytes(16))
+        with opened(volume.path("a"), os.O_RDWR) as other:
+            expect_error(errno.EINVAL, "a part of a block", call, other, DEDUPE,
+                         token + struct.pack("<QQQQiI16x", 0, 1, BLOCK, 0, -1, 0))
+        expect_error(errno.EINVAL, "a token that was tried", call, dst, DEDUPE, token + request)
+        # It dies with the open file that it came from, not with others of that file.
+        brief = os.open(volume.path("a"), os.O_RDONLY)
+        token = call(brief, DEDUPE_TOKEN, bytes(16))
+        os.close(brief)
+        time.sleep(0.3)  # the kernel tells of the last close later
+        expect_error(errno.EINVAL, "a token of a closed file", call, dst, DEDUPE, token + request)
     with opened(volume.path("a"), os.O_WRONLY) as src:
         expect_error(errno.EBADF, "a token of a file that cannot be read", call, src, DEDUPE_TOKEN, bytes(16))
     h.check(extents(volume.path("twin"))[0][3] & SHARED, "nothing is shared after a dedupe")
@@ -209,6 +223,76 @@ def test_strangers(volume):
     h.check(os.waitpid(child, 0)[1] == 0, "a stranger was not refused")
 
 
+def test_probes(volume):
+    """Announcements tell nothing of files that their caller cannot open; nor do they reach other opens or targets."""
+    secret = volume.path("secret")
+    secret.write_bytes(b"x" * 10 * BLOCK)
+    os.chmod(secret, 0)
+    own = volume.path("own")
+    own.write_bytes(os.urandom(4 * BLOCK))
+    os.chmod(own, 0o644)
+    targets = [os.stat(secret).st_ino, os.stat(volume.mount_point).st_ino, 1 << 40, 0, (1 << 64) - 1]
+    os.chmod(volume.mount_point, 0o755)
+    directory = os.open(volume.mount_point, os.O_RDONLY)
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            os.fchdir(directory)
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            expect_error(errno.EACCES, "a secret file", os.open, "secret", os.O_RDONLY)
+            with opened("own", os.O_RDONLY) as src:
+                for ino in targets:
+                    for offset in (0, 4 * BLOCK, 1 << 40):
+                        call(src, ANNOUNCE, struct.pack("<QQQQ32x", 0, 4 * BLOCK, ino, offset))
+        except BaseException as problem:  # pylint: disable=broad-except
+            print(f"as nobody: {problem}", flush=True)
+            status = 1
+        os._exit(status)
+    os.close(directory)
+    h.check(os.waitpid(child, 0)[1] == 0, "an announcement told one target from another")
+    # Of two opens and two targets, the one that was meant is strict: it ends inside a block of the target, which
+    # only a plain copy may.
+    for name in ("left", "right"):
+        volume.path(name).write_bytes(bytes(8 * BLOCK))
+    odd = volume.path("odd")
+    odd.write_bytes(os.urandom(BLOCK + 10))
+    with opened(odd, os.O_RDONLY) as src, opened(odd, os.O_RDONLY) as twin, \
+            opened(volume.path("left"), os.O_RDWR) as left, opened(volume.path("right"), os.O_RDWR) as right:
+        announce(src, 0, BLOCK + 10, left, 0)
+        h.check(os.copy_file_range(twin, left, BLOCK + 10, 0, 0) == BLOCK + 10, "another open of the source")
+        h.check(os.copy_file_range(src, right, BLOCK + 10, 0, 0) == BLOCK + 10, "another target")
+        expect_error(errno.EINVAL, "a strict clone inside a block", os.copy_file_range, src, left, BLOCK + 10, 0, 0)
+
+
+def test_long_clone(volume):
+    """More than one request can carry: all of it is the source as it was at the first one."""
+    pieces = {at << 20: os.urandom(3 * BLOCK) for at in (0, 2047, 4094, 5000, 9000)}
+    with opened(volume.path("long"), os.O_RDWR | os.O_CREAT) as src, \
+            opened(volume.path("long-clone"), os.O_RDWR | os.O_CREAT) as dst:
+        for at, data in pieces.items():
+            os.pwrite(src, data, at)
+        os.fsync(src)
+        length = os.fstat(src).st_size
+        h.check(length > 9000 << 20, "a long file")
+        announce(src, 0, length, dst, 0)
+        at_once = query(volume.path("long"))[3] & 1  # COFS_FEATURE_COPY_64
+        done, calls = 0, 0
+        while done < length:
+            n = os.copy_file_range(src, dst, length - done, done, done)
+            h.check(n > 0, "a long clone that stands still")
+            done, calls = done + n, calls + 1
+            for at in pieces:
+                os.pwrite(src, bytes(BLOCK), at)
+        h.check((calls == 1) == bool(at_once), f"{calls} requests, but COFS_FEATURE_COPY_64 is {at_once}")
+        for at, data in pieces.items():
+            h.check(os.pread(dst, len(data), at) == data, f"another state at {at >> 20} MiB")
+        h.check(os.fstat(dst).st_size == length, "the size of a long clone")
+    h.note(f"  9 GB in {calls} requests")
+
+
 def test_tune(volume):
     tune(volume.mount_point, DEVICE)
     h.check(query(volume.path("a"))[2] == DEVICE, "tune does not count")
@@ -236,6 +320,9 @@ def test(space):
     data = test_plain_copies(space, volume)
     test_strict_clones(space, volume, data)
     test_dedupe(space, volume, data)
+    test_long_clone(volume)
+    if os.geteuid() == 0:
+        test_probes(volume)
     test_tune(volume)
     volume.remount()
     for name in ("a", "copy9", "strict", "pieces"):

@@ -292,6 +292,129 @@ TEST_F(Clones, ManyExtentsAndManyCopies) {
   }
 }
 
+// As many extents as a gigabyte has that was written by many at once: one transaction; however little room
+// there is, a step is as large as its part of the reserve.
+TEST_F(Clones, AThousandExtentsAreSharedAtOnce) {
+  VolumeOptions options = share_options();
+  options.device_blocks = 1 << 20;
+  options.format.segment_blocks = 1024;
+  for (const uint64_t dirty_nodes_max : {uint64_t{0}, uint64_t{64}}) {
+    options.store.dirty_nodes_max = dirty_nodes_max;
+    mount(options);
+    const uint64_t source = create("source");
+    std::string bytes(1024 * kBlock, '\0');
+    for (const uint64_t first : {0, 1}) {
+      for (uint64_t i = first; i < 1024; i += 2) {
+        const std::string block = random_bytes(kBlock);
+        ASSERT_TRUE(write(source, i * kBlock, block));
+        bytes.replace(i * kBlock, kBlock, block);
+      }
+      sync();
+    }
+    auto mapped = volume->run(fs().store().map_range(source, 0, 1024, 2000));
+    ASSERT_TRUE(mapped && mapped->size() == 1024);
+    const uint64_t target = create("target");
+    const uint64_t before = fs().store().counters().shares;
+    ASSERT_EQ(copy(source, 0, target, 0, bytes.size()), bytes.size());
+    const uint64_t shares = fs().store().counters().shares - before;
+    if (dirty_nodes_max == 0) {
+      EXPECT_EQ(shares, 1U);
+    } else {  // 32 nodes in a step, and at most 64 that are left of the limit
+      EXPECT_GE(shares, 1024U / (32 + 64));
+      EXPECT_LE(shares, 1024U / 32);
+    }
+    EXPECT_TRUE(read(target) == bytes);
+    volume->settle();
+    EXPECT_EQ(volume->verify(true), "");
+  }
+}
+
+// The worst there is: each extent's references are counted in a leaf of their own. What becomes dirty is what was
+// reckoned with.
+TEST_F(Clones, ACloneDirtiesNoMoreNodesThanItPlanned) {
+  VolumeOptions options = share_options();
+  options.device_blocks = 1 << 20;
+  options.format.segment_blocks = 1024;
+  options.format.node_bytes = 4096;
+  options.store.dirty_nodes_max = 1000;  // the limit, as the volume is empty
+  mount(options);
+  constexpr uint64_t kBlocks = 32'768;
+  const uint64_t base = create("base");
+  for (const uint64_t first : {0, 1}) {
+    for (uint64_t i = first; i < kBlocks; i += 2) {
+      ASSERT_TRUE(write(base, i * kBlock, std::string(kBlock, static_cast<char>(i))));
+    }
+    sync();
+  }
+  ASSERT_EQ(copy(base, 0, create("counted"), 0, kBlocks * kBlock), kBlocks * kBlock);
+  const uint64_t source = create("source");
+  uint64_t extents = 0;
+  for (uint64_t i = 0; i < kBlocks; i += 256) {
+    ASSERT_EQ(copy(base, i * kBlock, source, 2 * extents++ * kBlock, kBlock), kBlock);
+  }
+  ASSERT_TRUE(volume->run(fs().store().checkpoint()));
+  const uint64_t target = create("target");
+  const uint64_t before = fs().store().likely_nodes_max();
+  const uint64_t shares = fs().store().counters().shares;
+  ASSERT_EQ(copy(source, 0, target, 0, (2 * extents - 1) * kBlock), (2 * extents - 1) * kBlock);
+  EXPECT_EQ(fs().store().counters().shares, shares + 1);
+  const uint64_t dirtied = before - fs().store().likely_nodes_max();
+  EXPECT_GE(dirtied, extents);
+  EXPECT_LE(dirtied, extents + extents / 7);
+}
+
+// Clones until nothing fits any more, with the tree as fragmented as it gets: each ends with ENOSPC or is whole, and the
+// store goes on.
+TEST_F(Clones, AVolumeFullOfClonesGoesOn) {
+  for (const uint32_t over_provision : {0U, 7U}) {
+    VolumeOptions options = share_options();
+    options.format.over_provision_percent = over_provision;
+    mount(options);
+    const uint64_t source = create("source");
+    std::string bytes(600 * kBlock, '\0');
+    for (const uint64_t first : {0, 1, 2}) {
+      for (uint64_t i = first; i < 600; i += 3) {
+        bytes.replace(i * kBlock, kBlock, random_bytes(kBlock));
+        ASSERT_TRUE(write(source, i * kBlock, bytes.substr(i * kBlock, kBlock)));
+      }
+      sync();
+    }
+    std::vector<uint64_t> copies;
+    for (int i = 0; i < 400; i++) copies.push_back(create("copy" + std::to_string(i)));
+    const uint64_t filler = create("filler");
+    for (uint64_t at = 0; space().available_blocks > 400; at += 32) {
+      ASSERT_TRUE(write(filler, at * kBlock, random_bytes(32 * kBlock)));
+      sync();
+    }
+    uint64_t refused = 0;
+    for (size_t i = 0; i < copies.size() && refused < 3; i++) {
+      uint64_t done = 0;
+      while (done < bytes.size()) {
+        const auto copied = copy(source, done, copies[i], done, bytes.size() - done);
+        if (!copied) {
+          ASSERT_EQ(copied.error().code, Code::kNoSpace);
+          refused++;
+          break;
+        }
+        done += *copied;
+      }
+      ASSERT_TRUE(read(copies[i]) == bytes.substr(0, done)) << i;
+      ASSERT_FALSE(fs().store().shut_down());
+    }
+    EXPECT_EQ(refused, 3U);
+    sync();
+    ASSERT_TRUE(volume->run(fs().store().checkpoint()));
+    for (size_t i = 0; i < copies.size(); i += 2) {
+      ASSERT_TRUE(volume->run(fs().unlink(ondisk::kRootInode, "copy" + std::to_string(i))));
+      volume->run(fs().forget(copies[i]));
+    }
+    sync();
+    EXPECT_TRUE(read(source) == bytes);
+    volume->settle();
+    EXPECT_EQ(volume->verify(true), "");
+  }
+}
+
 // The flags that a clone sets on the source must not keep its extents apart for ever.
 TEST_F(Clones, ASourceThatIsAppendedToAndClonedKeepsFewExtents) {
   mount(share_options());
@@ -512,6 +635,106 @@ TEST_F(Clones, PiecesShowOneStateOfTheSource) {
   }
 }
 
+// The same piece again, as after a signal: what counts is how far it came, not how often.
+TEST_F(Clones, APieceThatIsRepeatedCountsOnce) {
+  mount(share_options());
+  const std::string bytes = random_bytes(30 * kBlock);
+  const uint64_t source = file("source", bytes);
+  const uint64_t target = create("target");
+  const uint64_t inodes = inode_count();
+  const OpenFile opened = open(source);
+  ASSERT_TRUE(announce(opened, 0, bytes.size(), target, 0));
+  for (int i = 0; i < 4; i++) {
+    ASSERT_EQ(copy(source, 0, target, 0, 10 * kBlock, opened.handle), 10 * kBlock);
+  }
+  ASSERT_TRUE(write(source, 0, random_bytes(30 * kBlock)));
+  ASSERT_EQ(copy(source, 20 * kBlock, target, 20 * kBlock, 10 * kBlock, opened.handle), 10 * kBlock);
+  ASSERT_EQ(copy(source, 5 * kBlock, target, 5 * kBlock, 10 * kBlock, opened.handle), 10 * kBlock);
+  EXPECT_EQ(inode_count(), inodes + 1);
+  ASSERT_EQ(copy(source, 15 * kBlock, target, 15 * kBlock, 5 * kBlock, opened.handle), 5 * kBlock);
+  EXPECT_TRUE(read(target) == bytes);
+  volume->settle();
+  EXPECT_EQ(inode_count(), inodes);
+  // More parts apart from each other than are remembered: the snapshot serves, and ends with the open file.
+  const uint64_t many = create("many");
+  AttributeChange size;
+  size.size = 3000 * kBlock;
+  ASSERT_TRUE(volume->run(fs().set_attributes(many, size, kRoot)));
+  const OpenFile many_opened = open(many);
+  ASSERT_TRUE(announce(many_opened, 0, 3000 * kBlock, target, 0));
+  for (const uint64_t first : {0, 1}) {
+    for (uint64_t at = first; at < 3000; at += 2) {
+      ASSERT_EQ(copy(many, at * kBlock, target, at * kBlock, kBlock, many_opened.handle), kBlock);
+    }
+  }
+  EXPECT_EQ(inode_count(), inodes + 2);
+  close(many_opened);
+  EXPECT_EQ(inode_count(), inodes + 1);
+  close(opened);
+}
+
+// The device copies some of what was to come in one piece, and the volume is full: the rest comes from the
+// state that the beginning had, or does not come.
+TEST_F(Clones, AShortCloneGoesOnFromTheSameState) {
+  for (const bool can_keep : {true, false}) {
+    VolumeOptions options = device_options();
+    mount(options);
+    const uint64_t source = create("source");
+    std::string bytes;
+    for (int i = 0; i < 1100; i++) {  // of many pieces, so that it is copied in several batches
+      const std::string block = random_bytes(kBlock);
+      ASSERT_TRUE(write(source, bytes.size(), block));
+      bytes += block + std::string(kBlock, '\0');
+    }
+    AttributeChange size;
+    size.size = bytes.size();
+    ASSERT_TRUE(volume->run(fs().set_attributes(source, size, kRoot)));
+    const uint64_t target = create("target");
+    const uint64_t filler = create("filler");
+    sync();
+    for (uint64_t at = 0; space().available_blocks > 1200; at += 64) {
+      ASSERT_TRUE(write(filler, at * kBlock, random_bytes(64 * kBlock)));
+      sync();
+    }
+    if (!can_keep) {
+      auto mapped = volume->run(fs().store().map_range(source, 2000, 1, 1));
+      ASSERT_TRUE(mapped && mapped->size() == 1);
+      ASSERT_TRUE(volume->run(count_all_references(fs().store(), mapped->front().virtual_block)));
+    }
+    const OpenFile opened = open(source);
+    ASSERT_TRUE(announce(opened, 0, bytes.size(), target, 0));
+    const auto first = copy(source, 0, target, 0, bytes.size(), opened.handle);
+    ASSERT_TRUE(first) << describe(first.error());
+    ASSERT_LT(*first, bytes.size()) << space().available_blocks;
+    ASSERT_TRUE(volume->run(fs().unlink(ondisk::kRootInode, "filler")));
+    volume->run(fs().forget(filler));
+    volume->settle();
+    sync();
+    ASSERT_TRUE(write(source, 1500 * kBlock, random_bytes(100 * kBlock)));
+    uint64_t done = *first;
+    Result<uint64_t> more = 0;
+    while (done < bytes.size()) {
+      more = copy(source, done, target, done, bytes.size() - done, opened.handle);
+      if (!more) break;
+      ASSERT_GT(*more, 0U);
+      done += *more;
+    }
+    if (can_keep) {
+      ASSERT_TRUE(more) << describe(more.error());
+      EXPECT_TRUE(read(target) == bytes);
+      close(opened);
+      volume->settle();
+      EXPECT_EQ(volume->verify(true), "");
+    } else {
+      EXPECT_EQ(code_of(more), Code::kInvalid) << describe(more.error());
+      EXPECT_EQ(done, *first);
+      EXPECT_EQ(attributes(target).size, *first);
+      close(opened);
+      volume->abandon();  // the count is a lie, which verify() would tell
+    }
+  }
+}
+
 TEST_F(Clones, ASnapshotEndsWithItsOpenFile) {
   mount(share_options());
   const uint64_t source = file("source", random_bytes(30 * kBlock));
@@ -555,12 +778,14 @@ TEST_F(Clones, AnnouncementsAreChecked) {
   OpenFile directory = opened;
   directory.ino = ondisk::kRootInode;
   EXPECT_EQ(code_of(announce(directory, 0, kBlock, target, 0)), Code::kIsDirectory);
-  EXPECT_EQ(code_of(announce(opened, 0, kBlock, ondisk::kRootInode, 0)), Code::kIsDirectory);
-  EXPECT_EQ(code_of(announce(opened, 0, kBlock, 123'456, 0)), Code::kNoEntry);
+  // Nothing is told of the target: no file, a directory, and a range that ends inside of it are all the same.
+  EXPECT_TRUE(announce(opened, 0, kBlock, ondisk::kRootInode, 0));
+  EXPECT_TRUE(announce(opened, 0, kBlock, 123'456, 0));
+  EXPECT_TRUE(announce(opened, 0, size, target, 0));
+  EXPECT_EQ(code_of(copy(source, 0, target, 0, size, opened.handle)), Code::kInvalid);
   EXPECT_EQ(code_of(announce(opened, 1, kBlock, target, 0)), Code::kInvalid);
   EXPECT_EQ(code_of(announce(opened, 0, kBlock, target, 1)), Code::kInvalid);
   EXPECT_EQ(code_of(announce(opened, 0, kBlock + 1, target, 0)), Code::kInvalid);
-  EXPECT_EQ(code_of(announce(opened, 0, size, target, 0)), Code::kInvalid);  // inside the target
   EXPECT_EQ(code_of(announce(opened, 0, 11 * kBlock, target, 0)), Code::kInvalid);
   EXPECT_EQ(code_of(announce(opened, UINT64_MAX - kBlock + 1, kBlock, target, 0)), Code::kInvalid);
   EXPECT_EQ(code_of(announce(opened, 0, UINT64_MAX - 4095, target, 0)), Code::kInvalid);
@@ -586,11 +811,11 @@ TEST_F(Clones, AnnouncementsAreChecked) {
             Code::kInvalid);
   EXPECT_EQ(attributes(short_target).size, 0U);
   close(short_opened);
-  for (uint64_t i = 0; i < 64; i++) {
-    announce(opened, 0, kBlock, create("t" + std::to_string(i)), 0);
-  }
-  EXPECT_EQ(code_of(announce(opened, 0, kBlock, create("one more"), 0)), Code::kBusy);
   close(opened);
+  const OpenFile busy = open(source);
+  for (uint64_t i = 0; i < 64; i++) ASSERT_TRUE(announce(busy, 0, kBlock, 1000 + i, 0));
+  EXPECT_EQ(code_of(announce(busy, 0, kBlock, create("one more"), 0)), Code::kBusy);
+  close(busy);
 }
 
 // --- Dedupe ---
@@ -652,6 +877,35 @@ TEST_F(Clones, DifferentRangesAreLeftAlone) {
   ASSERT_TRUE(result && result->same);
   EXPECT_EQ(attributes(zeros).blocks, 0U);
   EXPECT_EQ(read(zeros), std::string(8 * kBlock, '\0'));
+  // What is preallocated in the target stays so, next to blocks that become shared, and holes stay holes.
+  const std::string data = random_bytes(4 * kBlock);
+  for (const bool source_has_data : {false, true}) {
+    const std::string suffix = source_has_data ? " of data" : " of a hole";
+    const uint64_t from_ino = file("from" + suffix, data);
+    if (source_has_data) {
+      ASSERT_TRUE(write(from_ino, 4 * kBlock, std::string(8 * kBlock, '\0')));
+    }
+    size.size = 12 * kBlock;
+    ASSERT_TRUE(volume->run(fs().set_attributes(from_ino, size, kRoot)));
+    ASSERT_TRUE(write(from_ino, 12 * kBlock, data));
+    const uint64_t to_ino = file("to" + suffix, data);
+    ASSERT_TRUE(volume->run(fs().allocate(to_ino, AllocateMode::kAllocate, 4 * kBlock, 4 * kBlock)));
+    ASSERT_TRUE(write(to_ino, 12 * kBlock, data));
+    ASSERT_EQ(attributes(to_ino).blocks, 12U);
+    const OpenFile from_file = open(from_ino);
+    const OpenFile to_file = open(to_ino);
+    result = dedupe(from_file, 0, to_file, 0, 16 * kBlock);
+    ASSERT_TRUE(result && result->same);
+    EXPECT_EQ(attributes(to_ino).blocks, 12U);
+    const FileMap seen = map(to_ino);
+    ASSERT_EQ(seen.pieces.size(), 3U);
+    EXPECT_TRUE(seen.pieces[0].shared && seen.pieces[0].length == 4 * kBlock);
+    EXPECT_TRUE(seen.pieces[1].unwritten && seen.pieces[1].length == 4 * kBlock);
+    EXPECT_TRUE(seen.pieces[2].shared && seen.pieces[2].logical == 12 * kBlock);
+    EXPECT_TRUE(read(to_ino) == data + std::string(8 * kBlock, '\0') + data);
+    close(from_file);
+    close(to_file);
+  }
   // Small files live in their inodes: equal, and nothing to share.
   const uint64_t small_a = file("small a", "same");
   const uint64_t small_b = file("small b", "same");

@@ -218,6 +218,15 @@ Task<> close_handle(FileSystem& fs, const OpenFiles& files, OpenFile file) {
   if (attributes && attributes->nlink == 0 && !files.holds(file.ino)) co_await fs.forget(file.ino);
 }
 
+// As the VFS says of a clone's target, whose descriptor it has.
+Task<Result<>> check_clone_target(FileSystem& fs, uint64_t ino) {
+  auto attributes = co_await fs.get_attributes(ino);
+  COFS_CO_TRY(attributes);
+  if (S_ISDIR(attributes->mode)) co_return fail(Code::kIsDirectory, "clone target", ino);
+  if (!S_ISREG(attributes->mode)) co_return fail(Code::kInvalid, "clone target", ino);
+  co_return Result<>();
+}
+
 // As `cp --reflink` does: the announcement, then copies until all is there.
 Task<Result<>> do_clone(FileSystem& fs, const OpenFiles& files, const Operation& op,
                         OperationResult& result) {
@@ -233,6 +242,7 @@ Task<Result<>> do_clone(FileSystem& fs, const OpenFiles& files, const Operation&
   announcement.target_ino = *target;
   announcement.target_offset = op.offset2;
   Result<> done = co_await fs.announce_clone(*opened, announcement);
+  if (done) done = co_await check_clone_target(fs, *target);
   while (done && result.value < op.length) {
     uint64_t length = op.length - result.value;
     if (op.flags != 0) length = std::min<uint64_t>(length, op.flags * uint64_t{kBlockBytes});

@@ -53,7 +53,10 @@ class Fake {
 
   void add(int fd, uint64_t device, uint64_t inode, uint64_t bytes) {
     FakeFile file;
-    file.facts = {device, inode, bytes, true, false};
+    file.facts.device = device;
+    file.facts.inode = inode;
+    file.facts.bytes = bytes;
+    file.facts.is_regular = true;
     files[fd] = file;
   }
 
@@ -90,6 +93,8 @@ class Fake {
   int32_t dedupe_status = COFS_DEDUPE_SAME;
   uint64_t dedupe_piece = UINT64_MAX;
   int tokens = 0;
+  int queries = 0;
+  int statfs_calls = 0;
 
  private:
   static Fake& self(void* context) { return *static_cast<Fake*>(context); }
@@ -119,6 +124,7 @@ class Fake {
     return 0;
   }
   static long statfs(void* context, int fd, MountFacts* facts) {
+    self(context).statfs_calls++;
     *facts = {file_of(context, fd)->is_fuse, file_of(context, fd)->is_read_only};
     return 0;
   }
@@ -159,6 +165,7 @@ class Fake {
     switch (request) {
       case COFS_IOC_QUERY: {
         auto* query = static_cast<cofs_query*>(argument);
+        fake.queries++;
         query->version = COFS_IOCTL_VERSION;
         query->block_bytes = fake.block_bytes;
         return 0;
@@ -249,6 +256,31 @@ TEST(CloneCalls, OtherFilesystemsKeepTheirError) {
     EXPECT_EQ(odd.clone(kSource, 0, 0, kTarget, 0), -EOPNOTSUPP) << block;
   }
   EXPECT_TRUE(fake.steps.empty());
+}
+
+// A mount's unique id stays its own; without one, and for every other mount, the server is asked.
+TEST(CloneCalls, AMountIsAskedOnce) {
+  Fake fake;
+  for (int i = 0; i < 3; i++) EXPECT_EQ(fake.clone(kSource, 0, kBlock, kTarget, 0), 0);
+  EXPECT_EQ(fake.queries, 3);
+  fake.files[kSource].facts.mount = 0x80000001;
+  for (int i = 0; i < 3; i++) EXPECT_EQ(fake.clone(kSource, 0, kBlock, kTarget, 0), 0);
+  EXPECT_EQ(fake.queries, 4);
+  EXPECT_EQ(fake.statfs_calls, 4);
+  EXPECT_EQ(fake.clone(kSource, 1, kBlock, kTarget, 0), -EINVAL);  // its block size is remembered
+  fake.add(kOtherMount, 1, 200, kBlock);
+  fake.files[kOtherMount].facts.mount = 0x80000002;
+  EXPECT_EQ(fake.clone(kOtherMount, 0, kBlock, kTarget, 0), 0);
+  EXPECT_EQ(fake.queries, 5);
+  fake.files[kForeign].facts.mount = 0x80000003;
+  fake.files[kForeign].is_fuse = true;
+  for (int i = 0; i < 2; i++) EXPECT_EQ(fake.clone(kForeign, 0, kBlock, kTarget, 0), -EOPNOTSUPP);
+  EXPECT_EQ(fake.queries, 5);
+  EXPECT_EQ(fake.statfs_calls, 7);
+  fake.files[kForeign].facts.mount = 1ULL << 62;  // more than is remembered
+  fake.files[kForeign].is_cofs = true;
+  for (int i = 0; i < 2; i++) EXPECT_EQ(fake.clone(kForeign, 0, kBlock, kForeign, kBlock), 0);
+  EXPECT_EQ(fake.queries, 7);
 }
 
 TEST(CloneCalls, LengthZeroIsToTheEnd) {

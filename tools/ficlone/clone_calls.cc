@@ -70,23 +70,43 @@ bool is_valid_range(uint64_t offset, uint64_t length) {
   return offset <= kOffsetMax && length <= kOffsetMax && offset + length <= kOffsetMax;
 }
 
-// What the server says of this file; EOPNOTSUPP where there is none of ours.
-long query(const CloneSystem& system, int fd, cofs_query* answer) {
-  FileFacts facts{};
-  long result = system.stat(system.context, fd, &facts);
+// The mount that was last found to be of cofs, by its unique id, and its block size (the lowest bits: the
+// logarithm). One that is known needs to be asked no more: its id is never given to another.
+uint64_t known_mount = 0;
+constexpr unsigned kLogBits = 5;
+
+uint64_t known_block_bytes(uint64_t mount) {
+  const uint64_t known = __atomic_load_n(&known_mount, __ATOMIC_RELAXED);
+  if (mount == 0 || known >> kLogBits != mount) return 0;
+  return uint64_t{1} << (known & ((1u << kLogBits) - 1));
+}
+
+void remember_mount(uint64_t mount, uint64_t block_bytes) {
+  if (mount == 0 || mount >> (64 - kLogBits) != 0) return;
+  const auto log = static_cast<uint64_t>(__builtin_ctzll(block_bytes));
+  __atomic_store_n(&known_mount, mount << kLogBits | log, __ATOMIC_RELAXED);
+}
+
+// What this file is, and the block size of its cofs; EOPNOTSUPP where it is on none.
+long query(const CloneSystem& system, int fd, FileFacts* facts, uint64_t* block_bytes) {
+  long result = system.stat(system.context, fd, facts);
   if (result < 0) return result;
-  if (!facts.is_regular && !facts.is_directory) return -EOPNOTSUPP;
+  if (!facts->is_regular && !facts->is_directory) return -EOPNOTSUPP;
+  *block_bytes = known_block_bytes(facts->mount);
+  if (*block_bytes != 0) return 0;
   MountFacts mount{};
   result = system.statfs(system.context, fd, &mount);
   if (result < 0) return result;
   if (!mount.is_fuse) return -EOPNOTSUPP;
-  memset(answer, 0, sizeof(*answer));
-  result = system.ioctl(system.context, fd, COFS_IOC_QUERY, answer);
+  cofs_query answer{};
+  result = system.ioctl(system.context, fd, COFS_IOC_QUERY, &answer);
   // Servers of others answer what they like; a descriptor that was closed meanwhile is one.
   if (result < 0) return result == -EBADF ? result : -EOPNOTSUPP;
-  const uint64_t block = answer->block_bytes;
-  const bool sane = block >= 512 && block <= kBlockBytesMax && (block & (block - 1)) == 0;
-  return sane ? 0 : -EOPNOTSUPP;
+  const uint64_t block = answer.block_bytes;
+  if (block < 512 || block > kBlockBytesMax || (block & (block - 1)) != 0) return -EOPNOTSUPP;
+  remember_mount(facts->mount, block);
+  *block_bytes = block;
+  return 0;
 }
 
 struct RangePair {
@@ -195,16 +215,12 @@ long carry(const CloneSystem& system, int source, int target, const RangePair& p
 // filesystem, the source open for reading, the target for writing and not for appending.
 long emulate_clone(const CloneSystem& system, int source, int target,
                    const file_clone_range& range) {
-  cofs_query answer;
-  long result = query(system, source, &answer);
-  if (result < 0) return result;
   RangePair pair;
-  pair.block = answer.block_bytes;
+  long result = query(system, source, &pair.source, &pair.block);
+  if (result < 0) return result;
   pair.source_offset = range.src_offset;
   pair.target_offset = range.dest_offset;
   pair.length = range.src_length;
-  result = system.stat(system.context, source, &pair.source);
-  if (result < 0) return result;
   result = system.stat(system.context, target, &pair.target);
   if (result < 0) return result;
   if (pair.source.device != pair.target.device) return -EXDEV;
@@ -284,14 +300,14 @@ long dedupe_pair(const CloneSystem& system, int source, int target, const RangeP
 
 // One target of FIDEDUPERANGE: the status to report, or a negative errno.
 long dedupe_target(const CloneSystem& system, int source, const FileFacts& source_facts,
-                   const cofs_query& answer, uint64_t source_offset, uint64_t length,
+                   uint64_t block_bytes, uint64_t source_offset, uint64_t length,
                    const file_dedupe_range_info& info, uint64_t* deduped) {
   Fetched target(system, info.dest_fd);
   if (target.failed()) return target.error();
   if (info.reserved != 0) return -EINVAL;
   RangePair pair;
   pair.is_dedupe = true;
-  pair.block = answer.block_bytes;
+  pair.block = block_bytes;
   pair.source = source_facts;
   pair.source_offset = source_offset;
   pair.target_offset = info.dest_offset;
@@ -326,11 +342,9 @@ long dedupe_target(const CloneSystem& system, int source, const FileFacts& sourc
 }
 
 long emulate_dedupe(const CloneSystem& system, int source, file_dedupe_range* range) {
-  cofs_query answer;
-  long result = query(system, source, &answer);
-  if (result < 0) return result;
   FileFacts facts{};
-  result = system.stat(system.context, source, &facts);
+  uint64_t block_bytes = 0;
+  const long result = query(system, source, &facts, &block_bytes);
   if (result < 0) return result;
   if (!is_valid_range(range->src_offset, range->src_length)) return -EINVAL;
   if (range->src_offset + range->src_length > facts.bytes) return -EINVAL;
@@ -339,7 +353,7 @@ long emulate_dedupe(const CloneSystem& system, int source, file_dedupe_range* ra
     file_dedupe_range_info& info = range->info[i];
     uint64_t deduped = 0;
     const long status =
-        dedupe_target(system, source, facts, answer, range->src_offset, length, info, &deduped);
+        dedupe_target(system, source, facts, block_bytes, range->src_offset, length, info, &deduped);
     info.bytes_deduped = deduped;
     info.status = static_cast<int32_t>(status);
   }
@@ -433,11 +447,9 @@ long fill_extents(const CloneSystem& system, int fd, uint64_t start, uint64_t le
 }
 
 long emulate_fiemap(const CloneSystem& system, int fd, uint64_t argument, fiemap* head) {
-  cofs_query answer;
-  long result = query(system, fd, &answer);
-  if (result < 0) return result;
   FileFacts facts{};
-  result = system.stat(system.context, fd, &facts);
+  uint64_t block_bytes = 0;
+  long result = query(system, fd, &facts, &block_bytes);
   if (result < 0) return result;
   if (!facts.is_regular) return -EOPNOTSUPP;
   result = system.read_memory(system.context, argument, head, sizeof(*head));
@@ -486,8 +498,9 @@ bool is_clone_request(uint64_t request) {
 }
 
 bool is_cofs_file(const CloneSystem& system, int fd) {
-  cofs_query answer;
-  return query(system, fd, &answer) == 0;
+  FileFacts facts{};
+  uint64_t block_bytes = 0;
+  return query(system, fd, &facts, &block_bytes) == 0;
 }
 
 long map_extents(const CloneSystem& system, int fd, uint64_t start, uint64_t length, bool sync,

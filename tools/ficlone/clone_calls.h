@@ -25,6 +25,7 @@ struct FileFacts {
   uint64_t device;
   uint64_t inode;
   uint64_t bytes;
+  uint64_t mount;  // which no other mount ever has; 0: the kernel tells none (before Linux 6.8)
   bool is_regular;
   bool is_directory;
 };
@@ -66,7 +67,7 @@ inline constexpr long kServedByKernel = 1;
 long clone_ioctl(const CloneSystem& system, int fd, uint32_t request, uint64_t argument);
 
 // True if the descriptor is a file or directory on a mounted cofs. Asks no filesystem but FUSE
-// ones.
+// ones, and each mount once as long as it is the one that was asked for last.
 bool is_cofs_file(const CloneSystem& system, int fd);
 
 // One page of extents, checked: at most COFS_MAP_EXTENTS, ascending, none empty. Negative errno.

@@ -18,6 +18,8 @@ namespace cofs {
 
 namespace {
 
+constexpr unsigned kStatxUniqueMount = 0x4000;  // STATX_MNT_ID_UNIQUE of Linux 6.8
+
 template <class... Arguments>
 long raw(long number, Arguments... arguments) {
   const int kept = errno;
@@ -60,11 +62,13 @@ long ioctl_raw(void*, int fd, uint32_t request, void* argument) {
 long stat_raw(void*, int fd, FileFacts* facts) {
   struct statx info;
   const long result =
-      raw(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_INO | STATX_SIZE, &info);
+      raw(SYS_statx, fd, "", AT_EMPTY_PATH,
+          STATX_TYPE | STATX_INO | STATX_SIZE | kStatxUniqueMount, &info);
   if (result < 0) return result;
   facts->device = makedev(info.stx_dev_major, info.stx_dev_minor);
   facts->inode = info.stx_ino;
   facts->bytes = info.stx_size;
+  facts->mount = (info.stx_mask & kStatxUniqueMount) != 0 ? info.stx_mnt_id : 0;
   facts->is_regular = S_ISREG(info.stx_mode);
   facts->is_directory = S_ISDIR(info.stx_mode);
   return 0;
