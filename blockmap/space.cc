@@ -205,11 +205,17 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
     COFS_CO_TRY(done);
   }
   const uint64_t blocks = blocks_of_cost(cost);
+  // Over-provisioning is kept from data, so that collecting stays cheap. Names, attributes and clones are few
+  // blocks, and change when there is no room for data, too.
+  const auto available = [&] {
+    if (cost.data_blocks != 0) return store.available(space_class);
+    return static_cast<uint64_t>(std::max<int64_t>(store.room(space_class), 0));
+  };
   const uint64_t collections_max = store.gc_on() ? 2 * store.geometry.segment_count : 0;
   uint64_t collections = 0;
   bool gains = collections_max != 0;
   for (int attempt = 0;;) {
-    if (store.available(space_class) >= blocks) {
+    if (available() >= blocks) {
       store.ledger.outstanding += blocks;
       co_return Reservation(&store.ledger, blocks);
     }

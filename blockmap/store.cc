@@ -136,6 +136,8 @@ std::string_view Store::copy_engine_for(uint64_t range_blocks) const {
 }
 VolumeInfo Store::info() const { return impl_->volume_info; }
 uint64_t Store::dirty_nodes_floor() const { return impl_->reserves.dirty_nodes_floor; }
+
+uint64_t Store::dirty_nodes_limit() const { return impl_->dirty_nodes_limit(); }
 Environment& Store::environment() { return impl_->env; }
 
 // --- Background --------------------------------------------------------------------------------

@@ -425,6 +425,8 @@ class Store {
   // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
   // the next commit keeps to shares of it (reserves.cc).
   uint64_t dirty_nodes_floor() const;
+  // And so many as it is now: the floor where room is short, more where there is enough.
+  uint64_t dirty_nodes_limit() const;
   // So many nodes a transaction may count on making dirty, at worst, if it begins about now
   // (Transaction::nodes_max says how many it really may), and what it must reserve for them, beside its records.
   uint64_t likely_nodes_max() const;

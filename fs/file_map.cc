@@ -71,9 +71,11 @@ Task<Result<FileMap>> Files::map_extents(uint64_t ino, uint64_t start, uint64_t 
   FileMap map;
   if (start > kFileBytesMax || length == 0 || limit == 0) co_return map;
   const uint64_t first = start / kBlockBytes;
-  const uint64_t end = blocks_of_bytes(start + std::min(length, kFileBytesMax - start + 1));
+  const uint64_t asked_end = blocks_of_bytes(start + std::min(length, kFileBytesMax - start + 1));
+  // Further, since an extent that goes on behind the range is told whole.
+  const uint64_t end = std::min(asked_end + ondisk::kExtentBlocksMax, kFileBlocksMax);
   if (sync) {
-    auto settled = co_await impl.settle_range(*inode, first, end - first);
+    auto settled = co_await impl.settle_range(*inode, first, asked_end - first);
     COFS_CO_TRY(settled);
   }
   if (impl.is_inline(file)) {
@@ -88,7 +90,11 @@ Task<Result<FileMap>> Files::map_extents(uint64_t ino, uint64_t start, uint64_t 
   const std::vector<BlockRange> dirty = file.data.dirty_ranges(first, end - first);
   size_t next_dirty = 0;
   uint64_t cursor = first;
-  while (cursor < end && map.pieces.size() <= limit) {
+  const auto is_behind = [asked_end](const MappedPiece& piece) {
+    return piece.logical >= bytes_of_blocks(asked_end);
+  };
+  while (cursor < end && map.pieces.size() <= limit &&
+         (map.pieces.empty() ? cursor < asked_end : !is_behind(map.pieces.back()))) {
     if (next_dirty < dirty.size() && dirty[next_dirty].start <= cursor) {
       MappedPiece piece;
       piece.logical = bytes_of_blocks(dirty[next_dirty].start);
@@ -108,6 +114,7 @@ Task<Result<FileMap>> Files::map_extents(uint64_t ino, uint64_t start, uint64_t 
     }
     cursor = mappings->size() > limit ? mappings->back().end() : stop;
   }
+  while (!map.pieces.empty() && is_behind(map.pieces.back())) map.pieces.pop_back();
   map.more = map.pieces.size() > limit;
   if (map.more) map.pieces.resize(limit);
   if (map.pieces.empty()) co_return map;

@@ -134,7 +134,7 @@ uint64_t Files::Impl::dirty_blocks_max() const {
 }
 
 uint64_t Files::Impl::dirty_fragments_max() const {
-  return std::max(store.dirty_nodes_floor() / 4, kDirtyFragmentsMin);
+  return std::max(store.dirty_nodes_limit() / 4, kDirtyFragmentsMin);
 }
 
 // An extent may dirty two leaves of vmap (blockmap/reserves.cc).
@@ -189,7 +189,9 @@ Task<> Files::Impl::watch_store() {
 }
 
 void Files::Impl::flush_if_due(InodeRef inode) {
-  if (inode->data.dirty_blocks() >= kEagerFlushBlocks && !inode->data.flush_queued) {
+  const bool eager = inode->data.dirty_blocks() >=
+                     std::max(kEagerFlushBlocks, kEagerFlushStretch * inode->data.dirty_fragments());
+  if (eager && !inode->data.flush_queued) {
     inode->data.flush_queued = true;
     due.push_back(inode);
   }
