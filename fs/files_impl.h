@@ -115,6 +115,7 @@ struct Files::Impl {
   // count the blocks twice) and trims the reservation at the end.
   void add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space);
   void mark_data_changed(Inode& inode) {
+    if (inode.kills_privileges) clear_privileges(inode);
     mark_changed(inode, environment.clock.wall(), true);
   }
 
@@ -158,7 +159,7 @@ struct Files::Impl {
   void note_access(Inode& inode);
 
   // --- file_write.cc (exclusive lock) ---
-  Task<Result<>> write_locked(Inode& inode, WriteData& data, bool kill_privileges);
+  Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
   uint64_t write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const;
   void insert(Inode& inode, WriteData& data, Reservation space);
