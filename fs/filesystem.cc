@@ -206,6 +206,11 @@ Task<> FileSystem::close_file(uint64_t ino, uint64_t handle) {
   return names_->close_file(ino);
 }
 
+bool FileSystem::lost_privileges(uint64_t ino) const {
+  const Inode* inode = inodes_->find_resident(ino);
+  return inode != nullptr && inode->lost_privileges;
+}
+
 Task<> FileSystem::forget(uint64_t ino) { return names_->forget(ino); }
 
 // --- Data ----------------------------------------------------------------------------------------

@@ -89,6 +89,9 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<Attributes>> open_file(uint64_t ino, OpenIntent intent);
   // What was announced and asked for by `handle` ends (0: it never was).
   Task<> close_file(uint64_t ino, uint64_t handle = 0);
+  // Whether a change has cleared setuid or setgid since the inode is in memory, where it is for as long as the change
+  // is not durable: if so, somebody may still take it to have them.
+  bool lost_privileges(uint64_t ino) const;
   Task<> forget(uint64_t ino);  // the kernel dropped it: an unlinked, closed file is freed now
 
   // --- Data ---

@@ -63,6 +63,7 @@ struct Inode {
   CloneChoice clone_choice = CloneChoice::kUnknown;  // kept from its attribute (Names::clone_choice)
 
   bool kills_privileges = false;  // see PrivilegeKill
+  bool lost_privileges = false;   // clear_privileges() cleared something, since it is in memory
 
   uint64_t open_count = 0;
   uint64_t synced_ns = 0;  // monotonic time of the last fsync of this file; 0: none
