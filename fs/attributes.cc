@@ -87,6 +87,7 @@ Task<Result<Attributes>> Names::set_attributes(uint64_t ino, AttributeChange cha
   if (my.store.shut_down()) co_return fail(Code::kShutdown, "change of attributes", ino);
 
   if (change.size) {
+    const PrivilegeKill kill(inode, change.kill_privileges);
     auto sized = co_await my.files.set_size(inode, *change.size);
     COFS_CO_TRY(sized);
   }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "fs/files_impl.h"
+#include "fs/xattr.h"
 
 namespace cofs {
 
@@ -202,7 +203,8 @@ Task<Result<>> Files::Impl::zero_range(Inode& inode, uint64_t offset, uint64_t l
   co_return co_await fill_holes(inode, first, end, new_size);
 }
 
-Task<Result<>> Files::allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length) {
+Task<Result<>> Files::allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
+                               bool kill_privileges) {
   if (length == 0) co_return fail(Code::kInvalid, "allocate nothing", ino);
   if (offset > kFileBytesMax || length > kFileBytesMax - offset) {
     co_return fail(Code::kFileTooBig, "allocate", ino);
@@ -218,6 +220,11 @@ Task<Result<>> Files::allocate(uint64_t ino, AllocateMode mode, uint64_t offset,
   COFS_CO_TRY(allowed);
   auto finished = co_await impl_->finish_truncation(file);
   COFS_CO_TRY(finished);
+  if (kill_privileges) {
+    auto dropped = co_await drop_capability(impl_->store, file);
+    COFS_CO_TRY(dropped);
+  }
+  const PrivilegeKill kill(file, kill_privileges);
   Result<> done;
   switch (mode) {
     case AllocateMode::kAllocate:

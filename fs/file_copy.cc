@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "fs/files_impl.h"
+#include "fs/xattr.h"
 
 namespace cofs {
 
@@ -119,7 +120,7 @@ Task<Result<>> Files::Impl::copy_by_host(CopyJob& job, uint64_t length) {
     } else {
       refill();
     }
-    auto written = co_await write_locked(*job.target, data, true);
+    auto written = co_await write_locked(*job.target, data);
     COFS_CO_TRY(written);
     flush_if_due(job.target);
     edge_bytes += piece;
@@ -174,7 +175,6 @@ void Files::Impl::publish_copy(CopyJob& job, uint64_t blocks) {
   target.size = std::max(target.size, job.target_at());
   trim_reservation(target);
   mark_data_changed(target);
-  clear_privileges(target);
 }
 
 // Copies a planned batch to new space.
@@ -334,6 +334,11 @@ Task<Result<uint64_t>> Files::copy_locked(InodeRef source, InodeRef target, Copy
       request.target_offset < request.source_offset + length) {
     co_return fail(Code::kInvalid, "copy onto itself", target->ino);
   }
+  if (request.kill_privileges) {
+    auto dropped = co_await drop_capability(impl_->store, *target);
+    COFS_CO_TRY(dropped);
+  }
+  const PrivilegeKill kill(*target, request.kill_privileges);
   Impl::CopyJob job(source, target, request.source_offset, request.target_offset, length, policy);
   auto result = co_await impl_->run_copy(job);
   if (!result && job.done == 0) co_return fail(result.error());

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "fs/files_impl.h"
+#include "fs/xattr.h"
 #include "offload/base/checksum.h"
 
 namespace cofs {
@@ -128,7 +129,7 @@ void Files::Impl::insert(Inode& inode, WriteData& data, Reservation space) {
   mark_data_changed(inode);
 }
 
-Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data, bool kill_privileges) {
+Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data) {
   auto finished = co_await finish_truncation(inode);
   COFS_CO_TRY(finished);
   auto completed = co_await complete_edges(inode, data);
@@ -155,7 +156,6 @@ Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data, bool kil
     // A flush meanwhile may have taken dirty blocks, and their promise, that were counted on.
     if (write_deficit(inode, data, space.blocks()) > 0) continue;
     insert(inode, data, std::move(space));
-    if (kill_privileges) clear_privileges(inode);
     break;
   }
   co_return Result<>();
@@ -197,7 +197,12 @@ Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, bool kill
   if (data.offset > kFileBytesMax || data.length > kFileBytesMax - data.offset) {
     co_return fail(Code::kFileTooBig, "write", ino);
   }
-  auto written = co_await impl_->write_locked(file, data, kill_privileges);
+  if (kill_privileges) {
+    auto dropped = co_await drop_capability(impl_->store, file);
+    COFS_CO_TRY(dropped);
+  }
+  const PrivilegeKill kill(file, kill_privileges);
+  auto written = co_await impl_->write_locked(file, data);
   COFS_CO_TRY(written);
   impl_->flush_if_due(*inode);
   co_return Result<>();

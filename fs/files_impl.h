@@ -119,6 +119,7 @@ struct Files::Impl {
   // count the blocks twice) and trims the reservation at the end.
   void add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space);
   void mark_data_changed(Inode& inode) {
+    if (inode.kills_privileges) clear_privileges(inode);
     mark_changed(inode, environment.clock.wall(), true);
   }
 
@@ -162,7 +163,7 @@ struct Files::Impl {
   void note_access(Inode& inode);
 
   // --- file_write.cc (exclusive lock) ---
-  Task<Result<>> write_locked(Inode& inode, WriteData& data, bool kill_privileges);
+  Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
   uint64_t write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const;
   Task<Result<Reservation>> take_preallocated(Inode& inode, uint64_t first, uint64_t count);

@@ -206,6 +206,11 @@ Task<> FileSystem::close_file(uint64_t ino, uint64_t handle) {
   return names_->close_file(ino);
 }
 
+bool FileSystem::lost_privileges(uint64_t ino) const {
+  const Inode* inode = inodes_->find_resident(ino);
+  return inode != nullptr && inode->lost_privileges;
+}
+
 Task<> FileSystem::forget(uint64_t ino) { return names_->forget(ino); }
 
 // --- Data ----------------------------------------------------------------------------------------
@@ -219,8 +224,8 @@ Task<Result<>> FileSystem::write(uint64_t ino, WriteData data, bool append, bool
 }
 
 Task<Result<>> FileSystem::allocate(uint64_t ino, AllocateMode mode, uint64_t offset,
-                                    uint64_t length) {
-  return files_->allocate(ino, mode, offset, length);
+                                    uint64_t length, bool kill_privileges) {
+  return files_->allocate(ino, mode, offset, length, kill_privileges);
 }
 
 Task<Result<uint64_t>> FileSystem::seek_data(uint64_t ino, uint64_t offset) {
@@ -233,7 +238,8 @@ Task<Result<uint64_t>> FileSystem::seek_hole(uint64_t ino, uint64_t offset) {
 
 Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source_offset,
                                                 uint64_t target, uint64_t target_offset,
-                                                uint64_t length, uint64_t source_handle) {
+                                                uint64_t length, uint64_t source_handle,
+                                                bool kill_privileges) {
   CopyRequest request;
   request.source = source;
   request.source_offset = source_offset;
@@ -241,6 +247,7 @@ Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source
   request.target_offset = target_offset;
   request.length = length;
   request.source_handle = source_handle;
+  request.kill_privileges = kill_privileges;
   return clones_->copy_range(request);
 }
 

@@ -3,6 +3,8 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <tuple>
 
 namespace cofs {
 
@@ -15,11 +17,12 @@ timespec timespec_of(const WallTime& time) {
   return result;
 }
 
-// Exactly these are asked for, whatever the library's defaults are.
+// Exactly these are asked for, whatever the library's defaults are; and HANDLE_KILLPRIV_V2 where the library
+// passes on its flags. Without it the kernel asks for the attribute security.capability before every write.
 //
-// Not asked for: HANDLE_KILLPRIV (the kernel knows capabilities and clears setuid itself by
-// SETATTR), AUTO_INVAL_DATA (nobody else changes the files), splice (data is copied to be
-// checksummed), and locks (local to this host, the kernel does them alone).
+// Not asked for: HANDLE_KILLPRIV (its requests do not say whose bits must go), AUTO_INVAL_DATA (nobody else
+// changes the files), splice (data is copied to be checksummed), and locks (local to this host, the kernel does
+// them alone).
 constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
                              FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK | FUSE_CAP_IOCTL_DIR |
                              FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO |
@@ -29,10 +32,24 @@ constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
 // FUSE_COPY_FILE_RANGE_64 came with version 7.45 of the protocol (Linux 6.18) and libfuse 3.18, which
 // serves both operations by one handler.
 bool copies_64_by([[maybe_unused]] const fuse_conn_info& connection) {
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+#ifdef COFS_FUSE_HAS_COPY_64
   return connection.proto_major > 7 || connection.proto_minor >= 45;
 #else
   return false;
+#endif
+}
+
+// The library that runs may be older than the one that was compiled with, which the flag's place in a structure
+// does not tell.
+unsigned kill_capability() {
+#ifdef COFS_FUSE_HAS_KILL_FLAG
+  unsigned major = 0;
+  unsigned minor = 0;
+  unsigned patch = 0;
+  if (std::sscanf(fuse_pkgversion(), "%u.%u.%u", &major, &minor, &patch) != 3) return 0;
+  return std::tuple(major, minor, patch) >= std::tuple(3U, 18U, 3U) ? FUSE_CAP_HANDLE_KILLPRIV_V2 : 0;
+#else
+  return 0;
 #endif
 }
 
@@ -40,6 +57,7 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
   unsigned wanted = kWanted;
   if (server.options().writeback) wanted |= FUSE_CAP_WRITEBACK_CACHE;
+  wanted |= kill_capability();
   connection->want = wanted & connection->capable;
   connection->max_write = FuseServer::kRequestBytesMax;
   // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from
@@ -48,7 +66,18 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   connection->max_background = FuseServer::kBackgroundMax;
   connection->congestion_threshold = FuseServer::kBackgroundCongested;
   connection->time_gran = 1;
-  server.session_initialised(copies_64_by(*connection));
+  SessionFeatures features;
+  features.protocol_major = static_cast<uint16_t>(connection->proto_major);
+  features.protocol_minor = static_cast<uint16_t>(connection->proto_minor);
+  features.kills_privileges = (connection->want & kill_capability()) != 0;
+  features.copies_64 = copies_64_by(*connection);
+#ifdef COFS_FUSE_HAS_TMPFILE
+  features.unnamed_files = connection->proto_minor >= 37;
+#endif
+#ifdef COFS_FUSE_HAS_STATX
+  features.statx = connection->proto_minor >= 39;
+#endif
+  server.session_initialised(features);
 }
 
 // fuseblk only: umount(2) waits for this.
@@ -93,6 +122,23 @@ void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& 
   reply(server, [request, status = stat_of(attributes)] {
     fuse_reply_attr(request, &status, FuseServer::kAttributeSeconds);
   });
+}
+
+void tell_of_lost_privileges(FuseServer& server, uint64_t ino, bool kill_privileges) {
+  class Notice final : public Deferred {
+   public:
+    Notice(FuseServer& server, uint64_t ino) : server_(server), ino_(ino) {}
+    void run() override {
+      server_.forget_attributes(ino_);
+      delete this;
+    }
+
+   private:
+    FuseServer& server_;
+    uint64_t ino_;
+  };
+  if (!kill_privileges || !server.fs().lost_privileges(ino)) return;
+  server.monitor().defer(*new Notice(server, ino));
 }
 
 FileHandle FileHandle::opened(FuseServer& server, int flags) {
@@ -159,6 +205,15 @@ struct fuse_entry_param entry_of(const Attributes& attributes) {
 Caller caller_of(fuse_req_t request) {
   const fuse_ctx* context = fuse_req_ctx(request);
   return Caller(context->uid, context->gid, context->umask);
+}
+
+bool kills_privileges(fuse_req_t request) { return fuse_req_ctx(request)->uid != 0; }
+
+bool kills_privileges(fuse_req_t request, [[maybe_unused]] const fuse_file_info& file) {
+#ifdef COFS_FUSE_HAS_KILL_FLAG
+  if (server_of(request).features().kills_privileges) return file.kill_suidgid != 0;
+#endif
+  return kills_privileges(request);
 }
 
 Caller caller_with_groups_of(fuse_req_t request) {

@@ -9,6 +9,19 @@
 
 #define FUSE_USE_VERSION 314
 #include <fuse_lowlevel.h>
+
+// What handlers ask of the library (the third part of its version is known to the preprocessor from 3.17 on).
+#if FUSE_VERSION > FUSE_MAKE_VERSION(3, 18) || \
+    (FUSE_VERSION == FUSE_MAKE_VERSION(3, 18) && FUSE_HOTFIX_VERSION >= 3)
+#define COFS_FUSE_HAS_KILL_FLAG 1  // fuse_file_info.kill_suidgid
+#endif
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#define COFS_FUSE_HAS_TMPFILE 1
+#endif
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+#define COFS_FUSE_HAS_STATX 1
+#define COFS_FUSE_HAS_COPY_64 1
+#endif
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -81,10 +94,19 @@ void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& 
 // The answer to an ioctl that succeeded; the bytes are copied, and may be none.
 void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size_t size);
 
+// To be called after a change, before its reply. When a change cleared setuid or setgid the kernel still has the
+// mode with them in its cache, and runs the file by it; it must be told to ask. And so must everybody's who changes the
+// file from then on, since the reply to one may overtake the word to the kernel of another.
+void tell_of_lost_privileges(FuseServer& server, uint64_t ino, bool kill_privileges);
+
 struct stat stat_of(const Attributes& attributes);
 struct fuse_entry_param entry_of(const Attributes& attributes);
 
 Caller caller_of(fuse_req_t request);
+// Whether a change of a file by this request costs its setuid and setgid bits. As the kernel says where it leaves
+// clearing to the server and says so in the request; otherwise everybody's but root's does.
+bool kills_privileges(fuse_req_t request);
+bool kills_privileges(fuse_req_t request, const fuse_file_info& file);
 // With the caller's supplementary groups, which the library must look up in /proc.
 Caller caller_with_groups_of(fuse_req_t request);
 

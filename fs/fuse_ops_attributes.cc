@@ -165,7 +165,7 @@ void on_volume_figures(fuse_req_t request, fuse_ino_t ino) {
   start(request, volume_figures, ino);
 }
 
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+#ifdef COFS_FUSE_HAS_STATX
 struct statx_timestamp statx_time_of(const WallTime& time) {
   struct statx_timestamp result {};
   result.tv_sec = time.seconds;
@@ -223,7 +223,7 @@ void install_attribute_operations(fuse_lowlevel_ops& operations) {
   operations.setxattr = on_set_xattr;
   operations.removexattr = on_remove_xattr;
   operations.statfs = on_volume_figures;
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+#ifdef COFS_FUSE_HAS_STATX
   operations.statx = on_statx;
 #endif
 }

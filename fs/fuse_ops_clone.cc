@@ -46,7 +46,7 @@ Task<void> query(FuseServer& server, fuse_req_t request, uint64_t ino) {
   out->version = COFS_IOCTL_VERSION;
   out->block_bytes = kBlockBytes;
   out->clone_mode = *mode == CloneMode::kShare ? COFS_CLONE_SHARE : COFS_CLONE_DEVICE;
-  out->features = server.copies_64() ? COFS_FEATURE_COPY_64 : 0;
+  out->features = server.features().copies_64 ? COFS_FEATURE_COPY_64 : 0;
   reply_structure(server, request, std::move(out));
 }
 

@@ -35,16 +35,17 @@ struct fuse_file_info open_reply(FuseServer& server, uint64_t ino, int flags) {
   return file;
 }
 
-OpenIntent intent_of(int flags) {
+OpenIntent intent_of(int flags, bool kill_privileges) {
   OpenIntent intent;
   intent.write = (flags & O_ACCMODE) != O_RDONLY;
   intent.append = (flags & O_APPEND) != 0;
   intent.truncate = (flags & O_TRUNC) != 0;
+  intent.kill_privileges = kill_privileges;
   return intent;
 }
 
 Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
-                  uint32_t mode, int flags, Caller caller) {
+                  uint32_t mode, int flags, Caller caller, bool kill_privileges) {
   bool created = false;
   Result<Attributes> made = co_await server.fs().create(
       parent, std::move(name), mode, std::move(caller), (flags & O_EXCL) != 0, &created);
@@ -52,8 +53,9 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
     reply_error(server, request, made.error());
     co_return;
   }
-  const OpenIntent intent = created ? OpenIntent() : intent_of(flags);
+  const OpenIntent intent = created ? OpenIntent() : intent_of(flags, kill_privileges);
   Result<Attributes> opened = co_await server.fs().open_file(made->ino, intent);
+  tell_of_lost_privileges(server, made->ino, intent.kill_privileges);
   if (!opened) {
     reply_error(server, request, opened.error());
     co_return;
@@ -63,8 +65,10 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
   });
 }
 
-Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags) {
-  Result<Attributes> opened = co_await server.fs().open_file(ino, intent_of(flags));
+Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags,
+                     bool kill_privileges) {
+  Result<Attributes> opened = co_await server.fs().open_file(ino, intent_of(flags, kill_privileges));
+  tell_of_lost_privileges(server, ino, kill_privileges);
   if (!opened) {
     reply_error(server, request, opened.error());
     co_return;
@@ -78,7 +82,7 @@ Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino, File
   reply_errno(server, request, 0);
 }
 
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#ifdef COFS_FUSE_HAS_TMPFILE
 Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent, uint32_t mode,
                         int flags, Caller caller) {
   Result<Attributes> made = co_await server.fs().make_unnamed(parent, mode, std::move(caller));
@@ -112,13 +116,14 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 int flags) {
+                 int flags, bool kill_privileges) {
   const uint64_t offset = data.offset;
   const uint32_t length = data.length;
   const bool direct = (flags & O_DIRECT) != 0;
   // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
-  Result<> result = co_await server.fs().write(ino, std::move(data), false, false);
+  Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
+  tell_of_lost_privileges(server, ino, kill_privileges);
   if (result && synchronous) result = co_await server.fs().sync();
   if (!result) {
     reply_error(server, request, result.error());
@@ -136,8 +141,9 @@ Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
 }
 
 Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, AllocateMode mode,
-                    uint64_t offset, uint64_t length) {
-  Result<> result = co_await server.fs().allocate(ino, mode, offset, length);
+                    uint64_t offset, uint64_t length, bool kill_privileges) {
+  Result<> result = co_await server.fs().allocate(ino, mode, offset, length, kill_privileges);
+  tell_of_lost_privileges(server, ino, kill_privileges);
   reply_status(server, request, result);
 }
 
@@ -164,6 +170,7 @@ struct CopyArguments {
   uint64_t length = 0;
   uint64_t source_open = 0;
   bool synchronous = false;
+  bool kill_privileges = false;
   CopyArguments() = default;
 };
 
@@ -182,7 +189,9 @@ Error copy_error(const Error& error) {
 Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyArguments copy) {
   Result<CopyResult> copied =
       co_await server.fs().copy_range(copy.source, copy.source_offset, copy.target,
-                                      copy.target_offset, copy.length, copy.source_open);
+                                      copy.target_offset, copy.length, copy.source_open,
+                                      copy.kill_privileges);
+  tell_of_lost_privileges(server, copy.target, copy.kill_privileges);
   if (!copied) {
     reply_error(server, request, copy_error(copied.error()));
     co_return;
@@ -201,18 +210,19 @@ Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyArguments copy
 
 void on_create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
                fuse_file_info* file) {
-  start(request, create, parent, std::string(name), mode, file->flags, caller_of(request));
+  start(request, create, parent, std::string(name), mode, file->flags, caller_of(request),
+        kills_privileges(request, *file));
 }
 
 void on_open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
-  start(request, open_file, ino, file->flags);
+  start(request, open_file, ino, file->flags, kills_privileges(request, *file));
 }
 
 void on_release(fuse_req_t request, fuse_ino_t ino, fuse_file_info* file) {
   start(request, close_file, ino, FileHandle::of(file->fh));
 }
 
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#ifdef COFS_FUSE_HAS_TMPFILE
 void on_make_unnamed(fuse_req_t request, fuse_ino_t parent, mode_t mode, fuse_file_info* file) {
   start(request, make_unnamed, parent, mode, file->flags, caller_of(request));
 }
@@ -234,7 +244,9 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
   }
   WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
                                    bytes, static_cast<uint32_t>(size));
-  start(request, write, ino, std::move(data), file->flags);
+  // Where the requests do not say it the kernel has cleared the bits already.
+  const bool kill = server_of(request).features().kills_privileges && kills_privileges(request, *file);
+  start(request, write, ino, std::move(data), file->flags, kill);
 }
 
 void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {
@@ -261,7 +273,7 @@ void on_allocate(fuse_req_t request, fuse_ino_t ino, int flags, off_t offset, of
     fuse_reply_err(request, EINVAL);
   } else {
     start(request, allocate, ino, *mode, static_cast<uint64_t>(offset),
-          static_cast<uint64_t>(length));
+          static_cast<uint64_t>(length), kills_privileges(request));
   }
 }
 
@@ -287,9 +299,10 @@ void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset,
   copy.source_offset = static_cast<uint64_t>(source_offset);
   copy.target = target;
   copy.target_offset = static_cast<uint64_t>(target_offset);
-  copy.length = server_of(request).copies_64() ? length : std::min<uint64_t>(length, kCopyReplyMax);
+  copy.length = server_of(request).features().copies_64 ? length : std::min<uint64_t>(length, kCopyReplyMax);
   copy.source_open = FileHandle::of(source_file->fh).open;
   copy.synchronous = FileHandle::of(target_file->fh).synchronous;
+  copy.kill_privileges = kills_privileges(request);
   start(request, copy_range, copy);
 }
 
@@ -299,7 +312,7 @@ void install_data_operations(fuse_lowlevel_ops& operations) {
   operations.create = on_create;
   operations.open = on_open;
   operations.release = on_release;
-#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#ifdef COFS_FUSE_HAS_TMPFILE
   operations.tmpfile = on_make_unnamed;
 #endif
   operations.read = on_read;

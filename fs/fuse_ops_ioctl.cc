@@ -98,7 +98,7 @@ void reply_text_page(fuse_req_t request, const FuseServer::TextPage& part, uint3
 }
 
 Task<void> first_statistics_page(FuseServer& server, fuse_req_t request) {
-  std::string text = server.options().statistics();
+  std::string text = server.options().statistics(server);
   reply(server, [&server, request, whole = std::move(text)]() mutable {
     reply_text_page(request, server.keep_text(std::move(whole), COFS_TEXT_PAGE_BYTES), 0);
   });

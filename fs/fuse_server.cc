@@ -95,6 +95,15 @@ Outcome failed(std::string what) {
 
 }  // namespace
 
+std::string fuse_library() {
+#ifdef COFS_LIBFUSE_PINNED
+  constexpr const char* kOrigin = "pinned";
+#else
+  constexpr const char* kOrigin = "the system's";
+#endif
+  return std::string("libfuse ") + fuse_pkgversion() + ", " + kOrigin;
+}
+
 FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
                        FuseServerOptions options)
     : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)),
@@ -221,11 +230,16 @@ void FuseServer::wait_for_replies() {
   idle_.wait(lock, [this] { return drained_; });
 }
 
-void FuseServer::session_initialised(bool copies_64) {
-  copies_64_.store(copies_64, std::memory_order_relaxed);
+void FuseServer::session_initialised(const SessionFeatures& features) {
+  features_.store(features, std::memory_order_relaxed);
   Stage expected = Stage::kWaiting;
   stage_.compare_exchange_strong(expected, Stage::kInitialised);
   stage_.notify_all();
+}
+
+void FuseServer::forget_attributes(uint64_t ino) {
+  // Fails if the kernel does not know the inode any more.
+  fuse_lowlevel_notify_inval_inode(session_, ino, -1, 0);
 }
 
 // Waits until the mount answers. statfs() of the own mount blocks until the kernel got the answer

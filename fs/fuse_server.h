@@ -28,6 +28,8 @@ struct fuse_session;
 
 namespace cofs {
 
+class FuseServer;
+
 struct FuseServerOptions {
   std::string mount_point;    // absolute: the server leaves its working directory
   std::string source;         // what the mount table shows: the target's path
@@ -40,8 +42,21 @@ struct FuseServerOptions {
   // Called right before a fuseblk mount, when the kernel is about to claim the device.
   std::function<void()> release_claim;
   // The statistics as JSON text; called inside the core.
-  std::function<std::string()> statistics;
+  std::function<std::string(const FuseServer&)> statistics;
 };
+
+// What the kernel and the library agreed on when the session began.
+struct SessionFeatures {
+  uint16_t protocol_major = 0;
+  uint16_t protocol_minor = 0;
+  bool kills_privileges = false;  // requests say when setuid and setgid must go
+  bool unnamed_files = false;     // O_TMPFILE
+  bool statx = false;             // birth time, and the attributes of chattr(1)
+  bool copies_64 = false;         // one copy request and its reply may be longer than 32 bits can say
+};
+
+// For people: "libfuse 3.18.3, pinned", or "libfuse 3.14.0, the system's".
+std::string fuse_library();
 
 class FuseServer {
  public:
@@ -77,11 +92,19 @@ class FuseServer {
   const FuseServerOptions& options() const { return options_; }
   PageInvalidator& invalidator() { return invalidator_; }
   fuse_session* session() { return session_; }
-  void request_started() { requests_.fetch_add(1, std::memory_order_relaxed); }
+  void request_started() {
+    requests_.fetch_add(1, std::memory_order_relaxed);
+    requests_seen_.fetch_add(1, std::memory_order_relaxed);
+  }
+  // All that went to the core since the mount: what the library answers by itself is not among them.
+  uint64_t requests_seen() const { return requests_seen_.load(std::memory_order_relaxed); }
   void request_finished();
-  void session_initialised(bool copies_64);  // the kernel's INIT is being answered
-  // Whether one copy request and its reply may be longer than 32 bits can say.
-  bool copies_64() const { return copies_64_.load(std::memory_order_relaxed); }
+  void session_initialised(const SessionFeatures& features);  // the kernel's INIT is being answered
+  // Set before any request comes, and then for good.
+  SessionFeatures features() const { return features_.load(std::memory_order_relaxed); }
+  // Has the kernel ask for an inode's attributes when it needs them next. It holds no lock that a request may
+  // hold, so it is allowed before the request that is the reason was answered.
+  void forget_attributes(uint64_t ino);
   // A number for an open file that no other one has; never 0.
   uint64_t next_open() { return opens_.fetch_add(1, std::memory_order_relaxed) + 1; }
   void stop() { stopped_.store(true, std::memory_order_release); }
@@ -114,13 +137,14 @@ class FuseServer {
   PageInvalidator invalidator_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
+  std::atomic<SessionFeatures> features_{SessionFeatures()};
   std::atomic<Stage> stage_{Stage::kWaiting};
   std::atomic<bool> stopped_{false};
-  std::atomic<bool> copies_64_{false};
   std::atomic<uint64_t> opens_{0};
   // Requests without a reply yet, and one for the server itself until it waits for the others.
   // Whoever takes it to zero sets drained_.
   std::atomic<uint64_t> requests_{1};
+  std::atomic<uint64_t> requests_seen_{0};
   std::atomic<uint64_t> failures_noted_{0};
   std::mutex mutex_;
   std::condition_variable idle_;

@@ -197,6 +197,7 @@ bool clear_privileges(Inode& inode) {
   uint32_t cleared = inode.mode & static_cast<uint32_t>(S_ISUID);
   if ((inode.mode & S_IXGRP) != 0) cleared |= inode.mode & static_cast<uint32_t>(S_ISGID);
   inode.mode &= ~cleared;
+  if (cleared != 0) inode.lost_privileges = true;
   return cleared != 0;
 }
 

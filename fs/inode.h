@@ -62,6 +62,9 @@ struct Inode {
 
   CloneChoice clone_choice = CloneChoice::kUnknown;  // kept from its attribute (Names::clone_choice)
 
+  bool kills_privileges = false;  // see PrivilegeKill
+  bool lost_privileges = false;   // clear_privileges() cleared something, since it is in memory
+
   uint64_t open_count = 0;
   uint64_t synced_ns = 0;  // monotonic time of the last fsync of this file; 0: none
   bool dirty = false;     // differs from its record in the tree
@@ -169,5 +172,17 @@ void mark_changed(Inode& inode, WallTime now, bool contents);
 // Clears setuid, and setgid where the group may execute, on anything but a directory: what a write by
 // an unprivileged process, or a change of owner by anybody, does. True if bits were cleared.
 bool clear_privileges(Inode& inode);
+
+// While it lives, every change of the file's data also clears its privileges, in the same step, so that no
+// commit sees the one without the other. The inode's exclusive lock must be held for as long.
+class PrivilegeKill {
+ public:
+  PrivilegeKill(Inode& inode, bool wanted) : inode_(inode) { inode_.kills_privileges = wanted; }
+  PrivilegeKill(const PrivilegeKill&) = delete;
+  ~PrivilegeKill() { inode_.kills_privileges = false; }
+
+ private:
+  Inode& inode_;
+};
 
 }  // namespace cofs

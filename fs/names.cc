@@ -189,7 +189,9 @@ Task<Result<Attributes>> Names::open_file(uint64_t ino, OpenIntent intent) {
     } else if ((file.flags & (ondisk::kInodeImmutable | ondisk::kInodeAppend)) != 0) {
       result = fail(Code::kNotPermitted, "immutable or append-only file", ino);
     } else if (file.is_regular()) {
-      result = co_await my.files.set_size(file, 0);
+      if (intent.kill_privileges) result = co_await drop_capability(my.store, file);
+      const PrivilegeKill kill(file, intent.kill_privileges);
+      if (result) result = co_await my.files.set_size(file, 0);
     }
   }
   if (!result) {

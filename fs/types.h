@@ -65,6 +65,7 @@ struct OpenIntent {
   bool write = false;
   bool append = false;    // each write goes to the end of the file
   bool truncate = false;
+  bool kill_privileges = false;  // whoever truncates it so is not privileged
 };
 
 // File data on its way in: the bytes [offset, offset + length) of a file in a buffer whose first byte
@@ -115,6 +116,7 @@ struct CopyRequest {
   uint64_t target_offset = 0;
   uint64_t length = 0;
   uint64_t source_handle = 0;  // of the open file that is read, for what it announced; 0: none
+  bool kill_privileges = false;  // as with a write
   CopyRequest() = default;
 };
 struct CopyResult {

@@ -157,7 +157,7 @@ class MountProcess {
     server.allow_other = options_.allow_other.value_or(geteuid() == 0);
     server.kernel_options = options_.kernel_options;
     server.release_claim = [&machine] { machine.device().target().release_claim(); };
-    server.statistics = [&fs] { return statistics_text(fs); };
+    server.statistics = [&fs](const FuseServer& self) { return statistics_text(fs, self); };
     return server;
   }
 
@@ -171,9 +171,12 @@ class MountProcess {
       if (outcome) {
         sigset_t signals = ending_signals();
         pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
-        outcome = server.serve([this, &was_ready] {
+        outcome = server.serve([this, &server, &was_ready] {
           was_ready = true;
-          journal_->write(Severity::kInfo, "mounted on " + arguments_.directory);
+          const SessionFeatures features = server.features();
+          journal_->write(Severity::kInfo,
+                          fmt::format("mounted on {} ({}; protocol {}.{})", arguments_.directory, fuse_library(),
+                                      features.protocol_major, features.protocol_minor));
           answer_.tell_ready();
         });
         pthread_sigmask(SIG_BLOCK, &signals, nullptr);

@@ -7,12 +7,15 @@
 #include <cstdio>
 
 #include "fs/fuse_options.h"
+#include "fs/fuse_server.h"
 
 namespace cofs {
 
+std::string version_text() { return fmt::format("cofs {} ({})", kVersion, fuse_library()); }
+
 std::optional<int> parse_arguments(CLI::App& app, const Invocation& invocation, int usage_error) {
   app.name(invocation.name);
-  app.set_version_flag("--version", fmt::format("cofs {}", kVersion));
+  app.set_version_flag("--version", version_text());
   std::vector<std::string> reversed(invocation.arguments.rbegin(), invocation.arguments.rend());
   try {
     app.parse(std::move(reversed));

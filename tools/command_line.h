@@ -25,6 +25,9 @@ inline constexpr int kExitRepaired = 1;
 inline constexpr int kExitErrorsLeft = 4;
 inline constexpr int kExitCannotRun = 8;
 
+// "cofs 0.1.0 (libfuse 3.18.3, pinned)"
+std::string version_text();
+
 struct Invocation {
   std::string name;                    // "cofs mkfs", or "mkfs.cofs"
   std::vector<std::string> arguments;  // without the name

@@ -76,7 +76,7 @@ int run(std::string_view program, std::vector<std::string> arguments) {
     return cofs::kExitOk;
   }
   if (name == "--version") {
-    fmt::print("cofs {}\n", cofs::kVersion);
+    fmt::print("{}\n", cofs::version_text());
     return cofs::kExitOk;
   }
   const Subcommand* subcommand = find_subcommand(name);

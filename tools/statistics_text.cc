@@ -1,5 +1,7 @@
 #include "tools/statistics_text.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -114,9 +116,21 @@ Json scrub_figures(const ScrubTotals& totals) {
           {"last_end_seconds", totals.last_end}};
 }
 
+// By these a program knows what it may ask of the mount.
+Json session_figures(const FuseServer& server) {
+  const SessionFeatures features = server.features();
+  return {{"library", fuse_library()},
+          {"protocol", fmt::format("{}.{}", features.protocol_major, features.protocol_minor)},
+          {"kills_privileges", features.kills_privileges},
+          {"unnamed_files", features.unnamed_files},
+          {"statx", features.statx},
+          {"copies_64", features.copies_64},
+          {"requests", server.requests_seen()}};
+}
+
 }  // namespace
 
-std::string statistics_text(FileSystem& fs) {
+std::string statistics_text(FileSystem& fs, const FuseServer& server) {
   const Store& store = fs.store();
   const StoreCounters& counters = store.counters();
   double amplification = 0;
@@ -156,6 +170,7 @@ std::string statistics_text(FileSystem& fs) {
         {"stalls", counters.gc_stalls},
         {"nodes_cleaned", counters.nodes_cleaned}}},
       {"scrub", scrub_figures(fs.jobs().scrub_totals())},
+      {"fuse", session_figures(server)},
       {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
       {"write_amplification", std::round(amplification * 1000) / 1000}};
   // A label may hold any bytes.

@@ -5,10 +5,11 @@
 #include <string>
 
 #include "fs/filesystem.h"
+#include "fs/fuse_server.h"
 
 namespace cofs {
 
 // To be called inside the core.
-std::string statistics_text(FileSystem& fs);
+std::string statistics_text(FileSystem& fs, const FuseServer& server);
 
 }  // namespace cofs

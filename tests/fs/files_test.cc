@@ -11,6 +11,8 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <vector>
 
 #include "tests/testing/test_volume.h"
 
@@ -644,6 +646,79 @@ TEST_F(FilesTest, AFullVolumeSaysSoAndIsCuredByTruncation) {
   remount();
   EXPECT_EQ(read(ino, 0, 100) == megabyte.substr(0, 100), true);
   EXPECT_EQ(read(ino, 1U << 20, 1U << 20) == megabyte, true);
+  EXPECT_EQ(volume->verify(true), "");
+}
+
+// --- Privileges ----------------------------------------------------------------------------------
+
+TEST_F(FilesTest, ChangesClearPrivilegesWhereTheyMust) {
+  mount();
+  const std::string bytes = random_bytes(8 * kBlock);
+  const std::string capability = "security.capability";
+  const uint64_t source = create("source");
+  ASSERT_TRUE(write(source, 0, bytes));
+
+  using Change = std::function<bool(uint64_t ino, bool kill)>;
+  const auto allocate = [this](AllocateMode mode) -> Change {
+    return [this, mode](uint64_t ino, bool kill) {
+      return volume->run(fs().allocate(ino, mode, kBlock + 1, 20 * kBlock, kill)).has_value();
+    };
+  };
+  const auto resize = [this](uint64_t size) -> Change {
+    return [this, size](uint64_t ino, bool kill) {
+      AttributeChange change;
+      change.size = size;
+      change.kill_privileges = kill;
+      return volume->run(fs().set_attributes(ino, change, Caller())).has_value();
+    };
+  };
+  const std::vector<std::pair<std::string, Change>> changes = {
+      {"write",
+       [this, &bytes](uint64_t ino, bool kill) {
+         WriteData data = WriteData::fill(volume->world.buffers, 100, bytes.data(), 5000);
+         return volume->run(fs().write(ino, std::move(data), false, kill)).has_value();
+       }},
+      {"copy of blocks",
+       [this, source](uint64_t ino, bool kill) {
+         return volume->run(fs().copy_range(source, 0, ino, kBlock, 8 * kBlock, 0, kill)).has_value();
+       }},
+      {"copy of bytes",
+       [this, source](uint64_t ino, bool kill) {
+         return volume->run(fs().copy_range(source, 1, ino, 7, 100, 0, kill)).has_value();
+       }},
+      {"allocate", allocate(AllocateMode::kAllocate)},
+      {"allocate beyond the end", allocate(AllocateMode::kKeepSize)},
+      {"punch", allocate(AllocateMode::kPunchHole)},
+      {"zero", allocate(AllocateMode::kZeroRange)},
+      {"truncate", resize(100)},
+      {"grow", resize(100 * kBlock)},
+      {"open with O_TRUNC", [this](uint64_t ino, bool kill) {
+         OpenIntent intent;
+         intent.write = intent.truncate = true;
+         intent.kill_privileges = kill;
+         const bool opened = volume->run(fs().open_file(ino, intent)).has_value();
+         volume->run(fs().close_file(ino));
+         return opened;
+       }}};
+  std::vector<std::pair<uint64_t, uint32_t>> modes;
+  for (const auto& [name, change] : changes) {
+    for (const bool kill : {false, true}) {
+      const uint64_t ino = create(name + (kill ? " by somebody" : " by root"));
+      ASSERT_TRUE(write(ino, 0, bytes));
+      AttributeChange privileges;
+      privileges.mode = 06755;
+      ASSERT_TRUE(volume->run(fs().set_attributes(ino, privileges, Caller())));
+      ASSERT_TRUE(volume->run(fs().set_xattr(ino, capability, "any", false, false, Caller())));
+      ASSERT_TRUE(change(ino, kill)) << name;
+      modes.emplace_back(ino, S_IFREG | (kill ? 0755U : 06755U));
+      EXPECT_EQ(attributes(ino).mode, modes.back().second) << name;
+      EXPECT_EQ(volume->run(fs().get_xattr(ino, capability)).has_value(), !kill) << name;
+      EXPECT_EQ(write(ino, 0, "x").has_value(), true);
+      EXPECT_EQ(attributes(ino).mode, modes.back().second) << name << ": the next change is another's";
+    }
+  }
+  remount();
+  for (const auto& [ino, mode] : modes) EXPECT_EQ(attributes(ino).mode, mode);
   EXPECT_EQ(volume->verify(true), "");
 }
 

@@ -153,6 +153,7 @@ ModelAnswer ModelState::truncate(const Operation& op) {
   ModelNode& file = edit(*number);
   file.resize(op.offset);
   file.modify_time.reset();
+  file.drop_privileges();
   return answer;
 }
 
@@ -170,6 +171,7 @@ ModelAnswer ModelState::allocate(const Operation& op) {
   if (!answer.errors.empty()) return answer;
   ModelNode& file = edit(*number);
   file.modify_time.reset();
+  file.drop_privileges();
   const auto mode = static_cast<AllocateMode>(op.flags);
   const uint64_t end = op.offset + op.length;
   if (mode == AllocateMode::kPunchHole || mode == AllocateMode::kZeroRange ||

@@ -157,6 +157,7 @@ Task<Result<>> do_set_attributes(FileSystem& fs, const OpenFiles& files, const O
   AttributeChange change;
   if (op.kind == OperationKind::kTruncate) {
     change.size = op.offset;
+    change.kill_privileges = true;
   } else if (op.kind == OperationKind::kChmod) {
     change.mode = op.mode;
   } else if (op.kind == OperationKind::kChown) {
@@ -179,7 +180,7 @@ Task<Result<>> do_allocate(FileSystem& fs, const OpenFiles& files, const Operati
   auto ino = co_await resolve_file(fs, files, op);
   COFS_CO_TRY(ino);
   auto done =
-      co_await fs.allocate(*ino, static_cast<AllocateMode>(op.flags), op.offset, op.length);
+      co_await fs.allocate(*ino, static_cast<AllocateMode>(op.flags), op.offset, op.length, true);
   co_return done;
 }
 
@@ -189,7 +190,7 @@ Task<Result<>> do_copy(FileSystem& fs, const OpenFiles& files, const Operation& 
   COFS_CO_TRY(source);
   auto target = co_await resolve_path(fs, op.path2);
   COFS_CO_TRY(target);
-  auto copied = co_await fs.copy_range(*source, op.offset, *target, op.offset2, op.length);
+  auto copied = co_await fs.copy_range(*source, op.offset, *target, op.offset2, op.length, 0, true);
   COFS_CO_TRY(copied);
   result.value = copied->bytes;
   co_return Result<>();
@@ -247,7 +248,7 @@ Task<Result<>> do_clone(FileSystem& fs, const OpenFiles& files, const Operation&
     uint64_t length = op.length - result.value;
     if (op.flags != 0) length = std::min<uint64_t>(length, op.flags * uint64_t{kBlockBytes});
     auto copied = co_await fs.copy_range(*source, op.offset + result.value, *target,
-                                         op.offset2 + result.value, length, opened->handle);
+                                         op.offset2 + result.value, length, opened->handle, true);
     if (!copied) done = fail(copied.error());
     if (copied && copied->bytes == 0) done = fail(Code::kIo, "test: a clone that stands still");
     if (copied) result.value += copied->bytes;
