@@ -93,7 +93,7 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
     auto checked = check_range(said, *pair->source, *pair->target);
     COFS_CO_TRY(checked);
     if (std::min(request.length, bytes_max) < said.length) {
-      auto taken = co_await take_snapshot(pair, announced.get());
+      auto taken = co_await take_snapshot(pair, announced.get(), request.abandoned);
       COFS_CO_TRY(taken);
     }
   }
@@ -110,7 +110,7 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
   if (announced->all_done()) {
     announced->over = true;
   } else if (!announced->snapshot) {
-    announced->torn = co_await take_snapshot(pair, announced.get());
+    announced->torn = co_await take_snapshot(pair, announced.get(), request.abandoned);
   }
   CopyResult copied;
   copied.bytes = *done;
@@ -118,7 +118,8 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
 }
 
 // The source as it is now, in a file without a name that a crash leaves to the next mount to free.
-Task<Result<>> Clones::take_snapshot(LockedPair* pair, Announced* announced) {
+Task<Result<>> Clones::take_snapshot(LockedPair* pair, Announced* announced,
+                                    std::shared_ptr<const std::atomic<bool>> abandoned) {
   auto made = co_await names_.make_temporary();
   COFS_CO_TRY(made);
   const InodeRef temporary = *made;
@@ -132,6 +133,7 @@ Task<Result<>> Clones::take_snapshot(LockedPair* pair, Announced* announced) {
       part.target = temporary->ino;
       part.source_offset = part.target_offset = said.source_offset + done;
       part.length = said.length - done;
+      part.abandoned = abandoned;
       auto shared =
           co_await files_.copy_locked(pair->source, temporary, part, CopyPolicy::kStrictShare);
       if (!shared) {

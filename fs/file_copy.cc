@@ -243,6 +243,8 @@ Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t c
   Result<> result;
   while (true) {
     while (result && first < end && under_way.size() < kCopyBatchesUnderWay) {
+      result = job.check_wanted();
+      if (!result) break;
       auto batch = std::make_unique<CopyBatch>(environment.executor);
       result = co_await plan_batch(job, first, end - first, batch.get());
       if (!result) break;
@@ -264,7 +266,9 @@ Task<Result<>> Files::Impl::move_blocks(CopyJob& job, uint64_t first, uint64_t e
   if (job.policy == CopyPolicy::kCopy) co_return co_await copy_blocks(job, first, end - first);
   if (job.policy == CopyPolicy::kStrictDevice) {
     auto copied = co_await copy_blocks(job, first, end - first);
-    if (copied || copied.error().code == Code::kNoSpace || store.shut_down()) co_return copied;
+    const bool is_device_at_fault = !copied && copied.error().code != Code::kNoSpace &&
+                                    copied.error().code != Code::kInterrupted && !store.shut_down();
+    if (!is_device_at_fault) co_return copied;
     first = blocks_of_bytes(job.source_at());  // the device could not: the rest is shared
     co_return co_await share_blocks(job, first, end - first);
   }
@@ -339,7 +343,7 @@ Task<Result<uint64_t>> Files::copy_locked(InodeRef source, InodeRef target, Copy
     COFS_CO_TRY(dropped);
   }
   const PrivilegeKill kill(*target, request.kill_privileges);
-  Impl::CopyJob job(source, target, request.source_offset, request.target_offset, length, policy);
+  Impl::CopyJob job(source, target, request, length, policy);
   auto result = co_await impl_->run_copy(job);
   if (!result && job.done == 0) co_return fail(result.error());
   co_return job.done;

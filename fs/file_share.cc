@@ -62,6 +62,8 @@ Task<Result<Transaction>> Files::Impl::begin_share(ShareRange* range) {
 
 Task<Result<>> Files::Impl::share_blocks(CopyJob& job, uint64_t first, uint64_t count) {
   while (count > 0) {
+    auto wanted = job.check_wanted();
+    COFS_CO_TRY(wanted);
     ShareRange range;
     range.source_ino = job.source->ino;
     range.source_block = first;

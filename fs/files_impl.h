@@ -202,15 +202,16 @@ struct Files::Impl {
 
   // --- file_copy.cc (exclusive lock on the target, shared or exclusive on the source) ---
   struct CopyJob {
-    CopyJob(InodeRef s, InodeRef t, uint64_t so, uint64_t to, uint64_t n, CopyPolicy p)
-        : source(std::move(s)), target(std::move(t)), source_offset(so), target_offset(to), length(n),
-          policy(p) {}
+    CopyJob(InodeRef s, InodeRef t, CopyRequest r, uint64_t n, CopyPolicy p)
+        : source(std::move(s)), target(std::move(t)), source_offset(r.source_offset),
+          target_offset(r.target_offset), length(n), policy(p), request(std::move(r)) {}
     InodeRef source;
     InodeRef target;
     uint64_t source_offset;
     uint64_t target_offset;
-    uint64_t length;
+    uint64_t length;  // of what was asked, what there is
     CopyPolicy policy;
+    CopyRequest request;
     uint64_t done = 0;  // bytes published
 
     uint64_t source_at() const { return source_offset + done; }
@@ -219,6 +220,11 @@ struct Files::Impl {
     bool same_file() const { return source.get() == target.get(); }
     bool strict() const {
       return policy == CopyPolicy::kStrictShare || policy == CopyPolicy::kStrictDevice;
+    }
+    // Between two steps.
+    Result<> check_wanted() const {
+      if (request.is_abandoned()) return fail(Code::kInterrupted, "copy", target->ino);
+      return {};
     }
   };
   struct CopyBatch;

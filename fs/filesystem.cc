@@ -236,6 +236,10 @@ Task<Result<uint64_t>> FileSystem::seek_hole(uint64_t ino, uint64_t offset) {
   return files_->seek(ino, offset, false);
 }
 
+Task<Result<CopyResult>> FileSystem::copy_range(CopyRequest request) {
+  return clones_->copy_range(std::move(request));
+}
+
 Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source_offset,
                                                 uint64_t target, uint64_t target_offset,
                                                 uint64_t length, uint64_t source_handle,

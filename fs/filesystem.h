@@ -106,7 +106,8 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<uint64_t>> seek_data(uint64_t ino, uint64_t offset);  // kNoSuchOffset past the end
   Task<Result<uint64_t>> seek_hole(uint64_t ino, uint64_t offset);
   // Copies through the copy engine, or shares blocks (fs/clones.h says which); may be short (never 0
-  // before the source's end).
+  // before the source's end). kInterrupted: abandoned before anything was copied.
+  Task<Result<CopyResult>> copy_range(CopyRequest request);
   Task<Result<CopyResult>> copy_range(uint64_t source, uint64_t source_offset, uint64_t target,
                                       uint64_t target_offset, uint64_t length,
                                       uint64_t source_handle = 0, bool kill_privileges = false);

@@ -5,11 +5,19 @@
 // (`noflush`, and ENOSYS from the library, spare the round trip). No ACCESS handler:
 // default_permissions.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <linux/falloc.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
 #include <optional>
+#include <string>
 
 #include "fs/fuse_ops.h"
 
@@ -162,18 +170,6 @@ Task<void> seek(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
   reply(server, [request, at = *found] { fuse_reply_lseek(request, static_cast<off_t>(at)); });
 }
 
-struct CopyArguments {
-  uint64_t source = 0;
-  uint64_t source_offset = 0;
-  uint64_t target = 0;
-  uint64_t target_offset = 0;
-  uint64_t length = 0;
-  uint64_t source_open = 0;
-  bool synchronous = false;
-  bool kill_privileges = false;
-  CopyArguments() = default;
-};
-
 // Whoever copies takes 0 for the end of the file, and EINTR, ENOSYS, EOPNOTSUPP and EXDEV for "copy it
 // yourself", which a clone must not become.
 Error copy_error(const Error& error) {
@@ -186,17 +182,37 @@ Error copy_error(const Error& error) {
   }
 }
 
-Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyArguments copy) {
-  Result<CopyResult> copied =
-      co_await server.fs().copy_range(copy.source, copy.source_offset, copy.target,
-                                      copy.target_offset, copy.length, copy.source_open,
-                                      copy.kill_privileges);
-  tell_of_lost_privileges(server, copy.target, copy.kill_privileges);
+// A fatal signal is on its way to it: the kernel has SIGKILL pending then, whichever it was.
+bool is_dying(pid_t process) {
+  std::ifstream file(fmt::format("/proc/{}/status", process));
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("SigPnd:")) {
+      return (std::strtoull(line.c_str() + strlen("SigPnd:"), nullptr, 16) >> (SIGKILL - 1) & 1) != 0;
+    }
+  }
+  return false;
+}
+
+// The kernel tells of every signal, and then waits for the answer, which for a process that lives on is to be
+// whole: a clone is not repeated because a timer went off.
+void on_copy_interrupted(fuse_req_t request, void* abandoned) {
+  if (is_dying(fuse_req_ctx(request)->pid)) *static_cast<std::atomic<bool>*>(abandoned) = true;
+}
+
+Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyRequest copy,
+                      std::shared_ptr<std::atomic<bool>> abandoned, bool synchronous) {
+  fuse_req_interrupt_func(request, on_copy_interrupted, abandoned.get());
+  const uint64_t target = copy.target;
+  const bool kill_privileges = copy.kill_privileges;
+  copy.abandoned = abandoned;
+  Result<CopyResult> copied = co_await server.fs().copy_range(std::move(copy));
+  tell_of_lost_privileges(server, target, kill_privileges);
+  fuse_req_interrupt_func(request, nullptr, nullptr);
   if (!copied) {
     reply_error(server, request, copy_error(copied.error()));
     co_return;
   }
-  if (copy.synchronous) {
+  if (synchronous) {
     Result<> synced = co_await server.fs().sync();
     if (!synced) {
       reply_error(server, request, copy_error(synced.error()));
@@ -294,16 +310,16 @@ void on_copy_range(fuse_req_t request, fuse_ino_t source, off_t source_offset,
     fuse_reply_err(request, EINVAL);
     return;
   }
-  CopyArguments copy;
+  CopyRequest copy;
   copy.source = source;
   copy.source_offset = static_cast<uint64_t>(source_offset);
   copy.target = target;
   copy.target_offset = static_cast<uint64_t>(target_offset);
   copy.length = server_of(request).features().copies_64 ? length : std::min<uint64_t>(length, kCopyReplyMax);
-  copy.source_open = FileHandle::of(source_file->fh).open;
-  copy.synchronous = FileHandle::of(target_file->fh).synchronous;
+  copy.source_handle = FileHandle::of(source_file->fh).open;
   copy.kill_privileges = kills_privileges(request);
-  start(request, copy_range, copy);
+  start(request, copy_range, copy, std::make_shared<std::atomic<bool>>(false),
+        FileHandle::of(target_file->fh).synchronous);
 }
 
 }  // namespace

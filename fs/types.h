@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -117,6 +119,9 @@ struct CopyRequest {
   uint64_t length = 0;
   uint64_t source_handle = 0;  // of the open file that is read, for what it announced; 0: none
   bool kill_privileges = false;  // as with a write
+  // Set from any thread when whoever asked is gone: the copy ends after its next step. May be null.
+  std::shared_ptr<const std::atomic<bool>> abandoned;
+  bool is_abandoned() const { return abandoned && abandoned->load(std::memory_order_relaxed); }
   CopyRequest() = default;
 };
 struct CopyResult {

@@ -32,6 +32,7 @@ SECTIONS = {  # name: (on loop devices, under cofs run)
 }
 TEST_BYTES = 8 << 30
 SCRATCH_BYTES = 12 << 30
+RELEASE_SECONDS = 120
 PASSED, FAILED, TIMED_OUT, NOT_RUN, EXCLUDED = "pass", "fail", "timeout", "notrun", "excluded"
 
 
@@ -208,8 +209,16 @@ class Suite:
                        stdout=subprocess.DEVNULL)
 
     def is_test_volume_whole(self):
-        return subprocess.run([self.arguments.cofs, "fsck", self.targets[0]], check=False,
-                              capture_output=True).returncode == 0
+        """What a killed server had under way may hold the device for a while (exit status 8)."""
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while True:
+            status = subprocess.run([self.arguments.cofs, "fsck", self.targets[0]], check=False,
+                                    capture_output=True).returncode
+            if status != 8:
+                return status == 0
+            if time.monotonic() > deadline:
+                raise CanNotRun(f"{self.targets[0]} is still in use, {RELEASE_SECONDS} s after a test was ended")
+            time.sleep(0.5)
 
     def run(self, name, groups):
         base = self.results / self.section / name

@@ -34,6 +34,7 @@ CodeInfo info_of(Code code) {
     case Code::kNoSuchOffset: return {ENXIO, "no such offset"};
     case Code::kCrossDevice: return {EXDEV, "different filesystems"};
     case Code::kBusy: return {EBUSY, "busy"};
+    case Code::kInterrupted: return {EINTR, "interrupted"};
     case Code::kBadHandle: return {EBADF, "open file does not allow it"};
     case Code::kNoSpace: return {ENOSPC, "no space left"};
     case Code::kNoMemory: return {ENOMEM, "out of memory"};

@@ -35,6 +35,7 @@ enum class Code : uint16_t {
   kCrossDevice,      // EXDEV
   kBusy,             // EBUSY
   kBadHandle,        // EBADF: the open file does not allow it
+  kInterrupted,      // EINTR: whoever asked is gone
   // Resources.
   kNoSpace,          // ENOSPC
   kNoMemory,         // ENOMEM
