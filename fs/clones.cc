@@ -119,7 +119,7 @@ Task<Result<CopyResult>> Clones::copy_announced(LockedPair* pair, CopyRequest re
 
 // The source as it is now, in a file without a name that a crash leaves to the next mount to free.
 Task<Result<>> Clones::take_snapshot(LockedPair* pair, Announced* announced,
-                                    std::shared_ptr<const std::atomic<bool>> abandoned) {
+                                    std::function<bool()> abandoned) {
   auto made = co_await names_.make_temporary();
   COFS_CO_TRY(made);
   const InodeRef temporary = *made;

@@ -75,7 +75,7 @@ class Clones {
   Task<Result<CopyResult>> copy_announced(LockedPair* pair, CopyRequest request, AnnouncedRef announced,
                                           CloneMode mode);
   Task<Result<>> take_snapshot(LockedPair* pair, Announced* announced,
-                               std::shared_ptr<const std::atomic<bool>> abandoned);
+                               std::function<bool()> abandoned);
   AnnouncedRef find_announced(const CopyRequest& request);
   void end(const AnnouncedRef& announced);
   // Of the sizes as they are. Errors: kInvalid.

@@ -124,7 +124,7 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 int flags, bool kill_privileges) {
+                 int flags, bool past_cache, bool kill_privileges) {
   const uint64_t offset = data.offset;
   const uint32_t length = data.length;
   const bool direct = (flags & O_DIRECT) != 0;
@@ -137,7 +137,7 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
     reply_error(server, request, result.error());
     co_return;
   }
-  if (direct && server.invalidator().may_be_cached(ino)) {
+  if (past_cache && server.invalidator().may_be_cached(ino)) {
     co_await server.invalidator().drop(server.session(), ino, offset, length);
   }
   reply(server, [request, length] { fuse_reply_write(request, length); });
@@ -204,7 +204,7 @@ Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyRequest copy,
   fuse_req_interrupt_func(request, on_copy_interrupted, abandoned.get());
   const uint64_t target = copy.target;
   const bool kill_privileges = copy.kill_privileges;
-  copy.abandoned = abandoned;
+  copy.abandoned = [abandoned] { return abandoned->load(std::memory_order_relaxed); };
   Result<CopyResult> copied = co_await server.fs().copy_range(std::move(copy));
   tell_of_lost_privileges(server, target, kill_privileges);
   fuse_req_interrupt_func(request, nullptr, nullptr);
@@ -262,7 +262,10 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
                                    bytes, static_cast<uint32_t>(size));
   // Where the requests do not say it the kernel has cleared the bits already.
   const bool kill = server_of(request).features().kills_privileges && kills_privileges(request, *file);
-  start(request, write, ino, std::move(data), file->flags, kill);
+  // Only a write that goes past the page cache names a lock owner (kernel: fuse_direct_io). The flags say no more
+  // than what fcntl() left there, and a write through the cache has its pages locked until it is answered.
+  const bool past_cache = file->lock_owner != 0 && file->writepage == 0;
+  start(request, write, ino, std::move(data), file->flags, past_cache, kill);
 }
 
 void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {

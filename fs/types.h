@@ -2,9 +2,8 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
-#include <memory>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -119,9 +118,9 @@ struct CopyRequest {
   uint64_t length = 0;
   uint64_t source_handle = 0;  // of the open file that is read, for what it announced; 0: none
   bool kill_privileges = false;  // as with a write
-  // Set from any thread when whoever asked is gone: the copy ends after its next step. May be null.
-  std::shared_ptr<const std::atomic<bool>> abandoned;
-  bool is_abandoned() const { return abandoned && abandoned->load(std::memory_order_relaxed); }
+  // Asked between two steps: true when nobody waits for the copy any more, which ends then. May be empty.
+  std::function<bool()> abandoned;
+  bool is_abandoned() const { return abandoned && abandoned(); }
   CopyRequest() = default;
 };
 struct CopyResult {
