@@ -33,7 +33,7 @@ struct fuse_file_info open_reply(FuseServer& server, int flags) {
   return file;
 }
 
-OpenIntent intent_of(int flags, bool kill_privileges) {
+OpenIntent intent_of(int flags, Unprivileged kill_privileges) {
   OpenIntent intent;
   intent.write = (flags & O_ACCMODE) != O_RDONLY;
   intent.append = (flags & O_APPEND) != 0;
@@ -43,7 +43,7 @@ OpenIntent intent_of(int flags, bool kill_privileges) {
 }
 
 Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
-                  uint32_t mode, int flags, Caller caller, bool kill_privileges) {
+                  uint32_t mode, int flags, Caller caller, Unprivileged kill_privileges) {
   bool created = false;
   Result<Attributes> made = co_await server.fs().create(
       parent, std::move(name), mode, std::move(caller), (flags & O_EXCL) != 0, &created);
@@ -64,7 +64,7 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
 }
 
 Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags,
-                     bool kill_privileges) {
+                     Unprivileged kill_privileges) {
   Result<Attributes> opened = co_await server.fs().open_file(ino, intent_of(flags, kill_privileges));
   tell_of_lost_privileges(server, ino, kill_privileges);
   if (!opened) {
@@ -113,7 +113,7 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 bool synchronous, bool kill_privileges) {
+                 bool synchronous, Unprivileged kill_privileges) {
   uint32_t length = data.length;
   Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
@@ -131,7 +131,7 @@ Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
 }
 
 Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, AllocateMode mode,
-                    uint64_t offset, uint64_t length, bool kill_privileges) {
+                    uint64_t offset, uint64_t length, Unprivileged kill_privileges) {
   Result<> result = co_await server.fs().allocate(ino, mode, offset, length, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
   reply_status(server, request, result);
@@ -160,7 +160,7 @@ struct CopyArguments {
   uint64_t length = 0;
   uint64_t source_open = 0;
   bool synchronous = false;
-  bool kill_privileges = false;
+  Unprivileged kill_privileges;
   CopyArguments() = default;
 };
 
@@ -237,7 +237,8 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
   WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
                                    bytes, static_cast<uint32_t>(size));
   // Where the requests do not say it the kernel has cleared the bits already.
-  const bool kill = server_of(request).features().kills_privileges && kills_privileges(request, *file);
+  Unprivileged kill;
+  if (server_of(request).features().kills_privileges) kill = kills_privileges(request, *file);
   start(request, write, ino, std::move(data), synchronous, kill);
 }
 
