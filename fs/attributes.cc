@@ -47,7 +47,7 @@ void apply_change(Inode& inode, const AttributeChange& change, WallTime now) {
   // Linux clears the bits also when the owner of a file is changed by root. A mode that comes along
   // is the kernel's own decision and is final.
   if (change.kill_privileges || ((change.uid || change.gid) && !change.mode)) {
-    clear_privileges(inode);
+    clear_privileges(inode, false);
   }
   if (change.uid) inode.uid = *change.uid;
   if (change.gid) inode.gid = *change.gid;
@@ -73,7 +73,7 @@ Task<Result<Attributes>> Names::get_attributes(uint64_t ino) {
 }
 
 Task<Result<Attributes>> Names::set_attributes(uint64_t ino, AttributeChange change,
-                                               Caller /*caller*/) {
+                                               Caller caller) {
   Impl& my = *impl_;
   co_await my.bound_dirty();
   auto ref = co_await my.inodes.get(ino);
@@ -87,7 +87,7 @@ Task<Result<Attributes>> Names::set_attributes(uint64_t ino, AttributeChange cha
   if (my.store.shut_down()) co_return fail(Code::kShutdown, "change of attributes", ino);
 
   if (change.size) {
-    const PrivilegeKill kill(inode, change.kill_privileges);
+    const PrivilegeKill kill(inode, Unprivileged(change.kill_privileges, caller.gid));
     auto sized = co_await my.files.set_size(inode, *change.size);
     COFS_CO_TRY(sized);
   }

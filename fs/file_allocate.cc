@@ -204,7 +204,7 @@ Task<Result<>> Files::Impl::zero_range(Inode& inode, uint64_t offset, uint64_t l
 }
 
 Task<Result<>> Files::allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
-                               bool kill_privileges) {
+                               Unprivileged kill_privileges) {
   if (length == 0) co_return fail(Code::kInvalid, "allocate nothing", ino);
   if (offset > kFileBytesMax || length > kFileBytesMax - offset) {
     co_return fail(Code::kFileTooBig, "allocate", ino);

@@ -180,7 +180,7 @@ Task<> Files::Impl::move_to_offset(WriteData& data, uint64_t offset) {
   data = std::move(moved);
 }
 
-Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, bool kill_privileges) {
+Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges) {
   auto inode = co_await impl_->get_file(ino);
   COFS_CO_TRY(inode);
   auto room = co_await impl_->throttle();

@@ -34,9 +34,9 @@ class Files {
 
   // The public operations, as in FileSystem; they take the inode's lock themselves.
   Task<Result<ReadData>> read(uint64_t ino, uint64_t offset, uint32_t length);
-  Task<Result<>> write(uint64_t ino, WriteData data, bool append, bool kill_privileges);
+  Task<Result<>> write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
-                          bool kill_privileges);
+                          Unprivileged kill_privileges);
   Task<Result<uint64_t>> seek(uint64_t ino, uint64_t offset, bool for_data);
   Task<Result<FileMap>> map_extents(uint64_t ino, uint64_t start, uint64_t length, uint64_t limit,
                                     bool sync);

@@ -119,7 +119,7 @@ struct Files::Impl {
   // count the blocks twice) and trims the reservation at the end.
   void add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space);
   void mark_data_changed(Inode& inode) {
-    if (inode.kills_privileges) clear_privileges(inode);
+    if (inode.changed_by) clear_privileges(inode, inode.changed_by.gid() != inode.gid);
     mark_changed(inode, environment.clock.wall(), true);
   }
 

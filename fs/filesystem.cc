@@ -219,12 +219,12 @@ Task<Result<ReadData>> FileSystem::read(uint64_t ino, uint64_t offset, uint32_t 
   return files_->read(ino, offset, length);
 }
 
-Task<Result<>> FileSystem::write(uint64_t ino, WriteData data, bool append, bool kill_privileges) {
+Task<Result<>> FileSystem::write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges) {
   return files_->write(ino, std::move(data), append, kill_privileges);
 }
 
 Task<Result<>> FileSystem::allocate(uint64_t ino, AllocateMode mode, uint64_t offset,
-                                    uint64_t length, bool kill_privileges) {
+                                    uint64_t length, Unprivileged kill_privileges) {
   return files_->allocate(ino, mode, offset, length, kill_privileges);
 }
 
@@ -243,7 +243,7 @@ Task<Result<CopyResult>> FileSystem::copy_range(CopyRequest request) {
 Task<Result<CopyResult>> FileSystem::copy_range(uint64_t source, uint64_t source_offset,
                                                 uint64_t target, uint64_t target_offset,
                                                 uint64_t length, uint64_t source_handle,
-                                                bool kill_privileges) {
+                                                Unprivileged kill_privileges) {
   CopyRequest request;
   request.source = source;
   request.source_offset = source_offset;

@@ -100,9 +100,9 @@ class FileSystem final : public CommitClient, public DataSink {
   // All or an error. append: at the end of the file, whatever data.offset's block says (the data is
   // moved if it must be). kill_privileges, here and below: in the same step that changes the data, clear
   // setuid and setgid (fs/inode.h) and drop security.capability, as a change by an unprivileged process does.
-  Task<Result<>> write(uint64_t ino, WriteData data, bool append, bool kill_privileges);
+  Task<Result<>> write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
-                          bool kill_privileges = false);
+                          Unprivileged kill_privileges = false);
   Task<Result<uint64_t>> seek_data(uint64_t ino, uint64_t offset);  // kNoSuchOffset past the end
   Task<Result<uint64_t>> seek_hole(uint64_t ino, uint64_t offset);
   // Copies through the copy engine, or shares blocks (fs/clones.h says which); may be short (never 0
@@ -110,7 +110,7 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<CopyResult>> copy_range(CopyRequest request);
   Task<Result<CopyResult>> copy_range(uint64_t source, uint64_t source_offset, uint64_t target,
                                       uint64_t target_offset, uint64_t length,
-                                      uint64_t source_handle = 0, bool kill_privileges = false);
+                                      uint64_t source_handle = 0, Unprivileged kill_privileges = false);
 
   // --- Clones; the errors are those that cofs_ioctl.h says ---
   // What a copy into this file, or into files to be made below this directory, does.

@@ -124,7 +124,7 @@ void reply_attributes(FuseServer& server, fuse_req_t request, const Attributes& 
   });
 }
 
-void tell_of_lost_privileges(FuseServer& server, uint64_t ino, bool kill_privileges) {
+void tell_of_lost_privileges(FuseServer& server, uint64_t ino, Unprivileged kill_privileges) {
   class Notice final : public Deferred {
    public:
     Notice(FuseServer& server, uint64_t ino) : server_(server), ino_(ino) {}
@@ -207,11 +207,16 @@ Caller caller_of(fuse_req_t request) {
   return Caller(context->uid, context->gid, context->umask);
 }
 
-bool kills_privileges(fuse_req_t request) { return fuse_req_ctx(request)->uid != 0; }
+Unprivileged kills_privileges(fuse_req_t request) {
+  const fuse_ctx* context = fuse_req_ctx(request);
+  return Unprivileged(context->uid != 0, context->gid);
+}
 
-bool kills_privileges(fuse_req_t request, [[maybe_unused]] const fuse_file_info& file) {
+Unprivileged kills_privileges(fuse_req_t request, [[maybe_unused]] const fuse_file_info& file) {
 #ifdef COFS_FUSE_HAS_KILL_FLAG
-  if (server_of(request).features().kills_privileges) return file.kill_suidgid != 0;
+  if (server_of(request).features().kills_privileges) {
+    return Unprivileged(file.kill_suidgid != 0, fuse_req_ctx(request)->gid);
+  }
 #endif
   return kills_privileges(request);
 }

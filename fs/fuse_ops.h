@@ -97,7 +97,7 @@ void reply_bytes(FuseServer& server, fuse_req_t request, const void* bytes, size
 // To be called after a change, before its reply. When a change cleared setuid or setgid the kernel still has the
 // mode with them in its cache, and runs the file by it; it must be told to ask. And so must everybody's who changes the
 // file from then on, since the reply to one may overtake the word to the kernel of another.
-void tell_of_lost_privileges(FuseServer& server, uint64_t ino, bool kill_privileges);
+void tell_of_lost_privileges(FuseServer& server, uint64_t ino, Unprivileged kill_privileges);
 
 struct stat stat_of(const Attributes& attributes);
 struct fuse_entry_param entry_of(const Attributes& attributes);
@@ -105,8 +105,8 @@ struct fuse_entry_param entry_of(const Attributes& attributes);
 Caller caller_of(fuse_req_t request);
 // Whether a change of a file by this request costs its setuid and setgid bits. As the kernel says where it leaves
 // clearing to the server and says so in the request; otherwise everybody's but root's does.
-bool kills_privileges(fuse_req_t request);
-bool kills_privileges(fuse_req_t request, const fuse_file_info& file);
+Unprivileged kills_privileges(fuse_req_t request);
+Unprivileged kills_privileges(fuse_req_t request, const fuse_file_info& file);
 // With the caller's supplementary groups, which the library must look up in /proc.
 Caller caller_with_groups_of(fuse_req_t request);
 

@@ -43,7 +43,7 @@ struct fuse_file_info open_reply(FuseServer& server, uint64_t ino, int flags) {
   return file;
 }
 
-OpenIntent intent_of(int flags, bool kill_privileges) {
+OpenIntent intent_of(int flags, Unprivileged kill_privileges) {
   OpenIntent intent;
   intent.write = (flags & O_ACCMODE) != O_RDONLY;
   intent.append = (flags & O_APPEND) != 0;
@@ -53,7 +53,7 @@ OpenIntent intent_of(int flags, bool kill_privileges) {
 }
 
 Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name,
-                  uint32_t mode, int flags, Caller caller, bool kill_privileges) {
+                  uint32_t mode, int flags, Caller caller, Unprivileged kill_privileges) {
   bool created = false;
   Result<Attributes> made = co_await server.fs().create(
       parent, std::move(name), mode, std::move(caller), (flags & O_EXCL) != 0, &created);
@@ -74,7 +74,7 @@ Task<void> create(FuseServer& server, fuse_req_t request, uint64_t parent, std::
 }
 
 Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int flags,
-                     bool kill_privileges) {
+                     Unprivileged kill_privileges) {
   Result<Attributes> opened = co_await server.fs().open_file(ino, intent_of(flags, kill_privileges));
   tell_of_lost_privileges(server, ino, kill_privileges);
   if (!opened) {
@@ -124,7 +124,7 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 int flags, bool past_cache, bool kill_privileges) {
+                 int flags, bool past_cache, Unprivileged kill_privileges) {
   const uint64_t offset = data.offset;
   const uint32_t length = data.length;
   const bool direct = (flags & O_DIRECT) != 0;
@@ -149,7 +149,7 @@ Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
 }
 
 Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, AllocateMode mode,
-                    uint64_t offset, uint64_t length, bool kill_privileges) {
+                    uint64_t offset, uint64_t length, Unprivileged kill_privileges) {
   Result<> result = co_await server.fs().allocate(ino, mode, offset, length, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
   reply_status(server, request, result);
@@ -203,7 +203,7 @@ Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyRequest copy,
                       std::shared_ptr<std::atomic<bool>> abandoned, bool synchronous) {
   fuse_req_interrupt_func(request, on_copy_interrupted, abandoned.get());
   const uint64_t target = copy.target;
-  const bool kill_privileges = copy.kill_privileges;
+  const Unprivileged kill_privileges = copy.kill_privileges;
   copy.abandoned = [abandoned] { return abandoned->load(std::memory_order_relaxed); };
   Result<CopyResult> copied = co_await server.fs().copy_range(std::move(copy));
   tell_of_lost_privileges(server, target, kill_privileges);
@@ -261,7 +261,8 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
   WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
                                    bytes, static_cast<uint32_t>(size));
   // Where the requests do not say it the kernel has cleared the bits already.
-  const bool kill = server_of(request).features().kills_privileges && kills_privileges(request, *file);
+  Unprivileged kill;
+  if (server_of(request).features().kills_privileges) kill = kills_privileges(request, *file);
   // Only a write that goes past the page cache names a lock owner (kernel: fuse_direct_io). The flags say no more
   // than what fcntl() left there, and a write through the cache has its pages locked until it is answered.
   const bool past_cache = file->lock_owner != 0 && file->writepage == 0;

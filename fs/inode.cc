@@ -192,10 +192,12 @@ void mark_changed(Inode& inode, WallTime now, bool contents) {
   inode.table.mark_dirty(inode);
 }
 
-bool clear_privileges(Inode& inode) {
+bool clear_privileges(Inode& inode, bool plain_setgid) {
   if (inode.is_directory()) return false;
   uint32_t cleared = inode.mode & static_cast<uint32_t>(S_ISUID);
-  if ((inode.mode & S_IXGRP) != 0) cleared |= inode.mode & static_cast<uint32_t>(S_ISGID);
+  if ((inode.mode & S_IXGRP) != 0 || plain_setgid) {
+    cleared |= inode.mode & static_cast<uint32_t>(S_ISGID);
+  }
   inode.mode &= ~cleared;
   if (cleared != 0) inode.lost_privileges = true;
   return cleared != 0;

@@ -62,7 +62,7 @@ struct Inode {
 
   CloneChoice clone_choice = CloneChoice::kUnknown;  // kept from its attribute (Names::clone_choice)
 
-  bool kills_privileges = false;  // see PrivilegeKill
+  Unprivileged changed_by;       // see PrivilegeKill
   bool lost_privileges = false;   // clear_privileges() cleared something, since it is in memory
 
   uint64_t open_count = 0;
@@ -169,17 +169,17 @@ bool should_update_access_time(const Inode& inode, WallTime now, AccessTimes pol
 // dirty.
 void mark_changed(Inode& inode, WallTime now, bool contents);
 
-// Clears setuid, and setgid where the group may execute, on anything but a directory: what a write by
-// an unprivileged process, or a change of owner by anybody, does. True if bits were cleared.
-bool clear_privileges(Inode& inode);
+// Clears setuid and setgid of anything but a directory. `plain_setgid`: also of a file that its group may not execute,
+// as Linux (6.2) does when somebody changes it who is not in that group. True if bits were cleared.
+bool clear_privileges(Inode& inode, bool plain_setgid);
 
-// While it lives, every change of the file's data also clears its privileges, in the same step, so that no
+// While it lives, every change of the file's data also clears its privileges if `by` is not privileged, in the same step, so that no
 // commit sees the one without the other. The inode's exclusive lock must be held for as long.
 class PrivilegeKill {
  public:
-  PrivilegeKill(Inode& inode, bool wanted) : inode_(inode) { inode_.kills_privileges = wanted; }
+  PrivilegeKill(Inode& inode, Unprivileged by) : inode_(inode) { inode_.changed_by = by; }
   PrivilegeKill(const PrivilegeKill&) = delete;
-  ~PrivilegeKill() { inode_.kills_privileges = false; }
+  ~PrivilegeKill() { inode_.changed_by = Unprivileged(); }
 
  private:
   Inode& inode_;

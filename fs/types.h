@@ -57,8 +57,24 @@ struct AttributeChange {
   std::optional<WallTime> change_time;  // only the kernel's own cache sets it
   bool times_are_now = false;           // as touch(1) wants, who may not say which
   std::optional<uint32_t> flags;      // immutable and append bits only
-  bool kill_privileges = false;       // clear setuid (and setgid with group execute), as a write does
+  bool kill_privileges = false;       // whoever asks is not privileged: setuid and setgid go
   AttributeChange() = default;
+};
+
+// Whether somebody who changes a file's data is not privileged, so that the file loses setuid, setgid and
+// security.capability by it. Of his groups one is known; in a file of that group setgid stays where the group may not
+// execute it, since Linux leaves it there to members.
+class Unprivileged {
+ public:
+  Unprivileged() = default;
+  Unprivileged(bool is) : is_(is) {}  // a member of no group
+  Unprivileged(bool is, uint32_t gid) : is_(is), gid_(gid) {}
+  explicit operator bool() const { return is_; }
+  uint32_t gid() const { return gid_; }
+
+ private:
+  bool is_ = false;
+  uint32_t gid_ = UINT32_MAX;  // no group's number
 };
 
 // What a file is opened for.
@@ -66,7 +82,7 @@ struct OpenIntent {
   bool write = false;
   bool append = false;    // each write goes to the end of the file
   bool truncate = false;
-  bool kill_privileges = false;  // whoever truncates it so is not privileged
+  Unprivileged kill_privileges;  // whoever truncates it so
 };
 
 // File data on its way in: the bytes [offset, offset + length) of a file in a buffer whose first byte
@@ -117,7 +133,7 @@ struct CopyRequest {
   uint64_t target_offset = 0;
   uint64_t length = 0;
   uint64_t source_handle = 0;  // of the open file that is read, for what it announced; 0: none
-  bool kill_privileges = false;  // as with a write
+  Unprivileged kill_privileges;  // as with a write
   // Asked between two steps: true when nobody waits for the copy any more, which ends then. May be empty.
   std::function<bool()> abandoned;
   bool is_abandoned() const { return abandoned && abandoned(); }

@@ -19,7 +19,7 @@ import harness as h
 NOBODY = 65534
 BLOCK = 4096
 GIB = 1 << 30
-MODES = (0o6777, 0o4767)
+MODES = (0o6777, 0o4767, 0o6767)
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service=ep
 WRITES = 2000
 
@@ -170,6 +170,7 @@ def outcomes(directory):
 
 
 def test_privileges(host, volume):
+    features = volume.statistics()["fuse"]
     ours = volume.path("privileges")
     for place in (host, ours):
         place.mkdir()
@@ -177,8 +178,11 @@ def test_privileges(host, volume):
     expected, found = outcomes(host), outcomes(ours)
     h.check(expected["write by nobody, mode 6777"][0] == "0o777", "the host's filesystem clears nothing")
     h.check(expected["write by root, mode 6777"][0] == "0o6777", "the host's filesystem clears for root")
+    if expected["write by nobody, mode 6767"][0] != "0o767":
+        h.note("this kernel leaves setgid without group execute to writers: not compared")
+        expected = {case: outcome for case, outcome in expected.items() if "6767" not in case}
     wrong = [f"{case}: {found[case]}, on the host {expected[case]}" for case in expected
-             if found[case] != expected[case]]
+             if found[case] != expected[case] and not by_kernel_alone(case, features)]
     h.check(not wrong, "privileges after\n" + "\n".join(wrong))
     h.note(f"{len(expected)} changes of files with privileges (-o {volume.options}): as on {filesystem_of(host)}")
     # And so it is on the volume.
@@ -186,6 +190,13 @@ def test_privileges(host, volume):
     volume.remount()
     for name, mode in modes.items():
         h.check(os.stat(ours / name).st_mode == mode, f"{name}: mode after a remount")
+
+
+def by_kernel_alone(case, features):
+    """Cases that never reach a server which is not asked to clear: the kernel's FUSE clears by an older rule, and leaves
+    setgid where the group may not execute."""
+    return (not features["kills_privileges"] and "6767" in case and
+            case.split(" by ")[0] in ("write", "append", "direct write", "truncate", "grow"))
 
 
 def filesystem_of(path):

@@ -722,5 +722,24 @@ TEST_F(FilesTest, ChangesClearPrivilegesWhereTheyMust) {
   EXPECT_EQ(volume->verify(true), "");
 }
 
+TEST_F(FilesTest, SetgidWithoutExecuteStaysForMembersOfTheGroup) {
+  mount();
+  const uint64_t ino = create("f");
+  AttributeChange change;
+  change.mode = 06644;
+  change.gid = 7;
+  ASSERT_TRUE(volume->run(fs().set_attributes(ino, change, Caller())));
+  const auto write_as = [this, ino](Unprivileged who) {
+    WriteData data = WriteData::fill(volume->world.buffers, 0, "x", 1);
+    return volume->run(fs().write(ino, std::move(data), false, who)).has_value();
+  };
+  ASSERT_TRUE(write_as(Unprivileged(true, 7)));
+  EXPECT_EQ(attributes(ino).mode, S_IFREG | 02644U);
+  ASSERT_TRUE(write_as(Unprivileged(false, 8)));
+  EXPECT_EQ(attributes(ino).mode, S_IFREG | 02644U);
+  ASSERT_TRUE(write_as(Unprivileged(true, 8)));
+  EXPECT_EQ(attributes(ino).mode, S_IFREG | 0644U);
+}
+
 }  // namespace
 }  // namespace cofs

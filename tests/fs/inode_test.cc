@@ -157,14 +157,19 @@ TEST_F(InodeTest, AccessTimeRules) {
 TEST_F(InodeTest, PrivilegesAreClearedAsLinuxDoes) {
   Inode inode(*table_, world_->executor, 99);
   inode.mode = S_IFREG | 06755;
-  EXPECT_TRUE(clear_privileges(inode));
+  EXPECT_FALSE(inode.lost_privileges);
+  EXPECT_TRUE(clear_privileges(inode, false));
   EXPECT_EQ(inode.mode, S_IFREG | 0755U);
+  EXPECT_TRUE(inode.lost_privileges);
   inode.mode = S_IFREG | 06745;
-  EXPECT_TRUE(clear_privileges(inode));
-  EXPECT_EQ(inode.mode, S_IFREG | 02745U) << "setgid without group execute is a lock mode";
-  EXPECT_FALSE(clear_privileges(inode));
+  EXPECT_TRUE(clear_privileges(inode, false));
+  EXPECT_EQ(inode.mode, S_IFREG | 02745U) << "setgid without group execute";
+  EXPECT_FALSE(clear_privileges(inode, false));
+  EXPECT_TRUE(clear_privileges(inode, true));
+  EXPECT_EQ(inode.mode, S_IFREG | 0745U);
   inode.mode = S_IFDIR | 06755;
-  EXPECT_FALSE(clear_privileges(inode));
+  EXPECT_FALSE(clear_privileges(inode, false));
+  EXPECT_FALSE(clear_privileges(inode, true));
 }
 
 TEST_F(InodeTest, UnknownInodesAreStale) {

@@ -25,9 +25,14 @@ std::vector<Code> wrong_type_errors(const ModelNode& node) {
 
 }  // namespace
 
-void ModelNode::drop_privileges() {
-  mode &= ~static_cast<uint32_t>(S_ISUID);
-  if ((mode & S_IXGRP) != 0) mode &= ~static_cast<uint32_t>(S_ISGID);
+void ModelNode::drop_privileges(std::optional<uint32_t> group) {
+  change_owner();
+  if (group != gid) mode &= ~static_cast<uint32_t>(S_ISGID);
+}
+
+void ModelNode::change_owner() {
+  const bool executable = (mode & S_IXGRP) != 0;
+  mode &= ~static_cast<uint32_t>(executable ? S_ISUID | S_ISGID : S_ISUID);
 }
 
 std::string ModelNode::read(uint64_t offset, uint64_t length) const {
@@ -153,7 +158,7 @@ ModelAnswer ModelState::truncate(const Operation& op) {
   ModelNode& file = edit(*number);
   file.resize(op.offset);
   file.modify_time.reset();
-  file.drop_privileges();
+  file.drop_privileges(0);  // the group of the test's caller
   return answer;
 }
 

@@ -50,7 +50,9 @@ struct ModelNode {
   void write(uint64_t offset, std::string_view bytes);       // grows the size
   void zero(uint64_t offset, uint64_t length);               // within the size or not; size stays
   void resize(uint64_t new_size);
-  void drop_privileges();  // setuid, and setgid with group execute: what a write or chown clears
+  // setuid and setgid: what a change of data by somebody of this group, or of none, clears
+  void drop_privileges(std::optional<uint32_t> group = {});
+  void change_owner();     // clears setuid, and setgid with group execute
   // The first byte at or after `offset` that is not zero, at block granularity; none: nullopt.
   std::optional<uint64_t> next_nonzero_block(uint64_t offset) const;
   // Of everything but entries, link targets and the time.

@@ -229,7 +229,7 @@ ModelAnswer ModelState::set_attributes(const Operation& op) {
     changed.mode = (changed.mode & S_IFMT) | (op.mode & 07777);
   } else if (op.kind == OperationKind::kChown) {
     changed.uid = static_cast<uint32_t>(op.offset);
-    if (changed.is_regular()) changed.drop_privileges();
+    if (changed.is_regular()) changed.change_owner();
     changed.gid = static_cast<uint32_t>(op.offset2);
   } else {
     WallTime time;

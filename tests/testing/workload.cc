@@ -338,7 +338,7 @@ Operation WorkloadGenerator::change_attributes(Kind kind, const ModelState& stat
     op.mode = static_cast<uint32_t>(random_.below(01000));
     if (found && random_.below(4) == 0) {
       if (state.node(*found).is_directory()) op.mode |= S_ISGID;
-      if (state.node(*found).is_regular()) op.mode |= S_ISUID;
+      if (state.node(*found).is_regular()) op.mode |= S_ISUID | S_ISGID;
     }
   } else if (kind == Kind::kChown) {
     op.offset = random_.below(5000);
