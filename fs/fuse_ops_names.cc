@@ -87,7 +87,10 @@ Task<void> read_symlink(FuseServer& server, fuse_req_t request, uint64_t ino) {
 // The kernel forgets an inode in one message with all its lookups, when it drops the inode, so they
 // are not counted here: forget() frees a file only if it has neither a name nor an open.
 Task<void> forget(FuseServer& server, fuse_req_t, std::vector<uint64_t> inodes) {
-  for (uint64_t ino : inodes) co_await server.fs().forget(ino);
+  for (uint64_t ino : inodes) {
+    server.invalidator().forgotten(ino);
+    co_await server.fs().forget(ino);
+  }
   reply(server, [] {});
 }
 

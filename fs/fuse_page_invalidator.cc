@@ -34,20 +34,41 @@ void PageInvalidator::give_up() {
   for (const Request& request : left) executor_.post(request.waiter);
 }
 
+void PageInvalidator::opened(uint64_t ino) {
+  CachedFile& file = files_[ino];
+  file.open++;
+  file.opens++;
+}
+
 void PageInvalidator::closed(uint64_t ino) {
-  const auto found = cached_opens_.find(ino);
-  if (found != cached_opens_.end() && --found->second == 0) cached_opens_.erase(found);
+  const auto found = files_.find(ino);
+  if (found != files_.end() && found->second.open > 0) found->second.open--;
+}
+
+void PageInvalidator::forgotten(uint64_t ino) {
+  const auto found = files_.find(ino);
+  // Open: the kernel has met it again since.
+  if (found != files_.end() && found->second.open == 0) files_.erase(found);
 }
 
 Task<void> PageInvalidator::drop(fuse_session* session, uint64_t ino, uint64_t offset,
                                  uint64_t length) {
+  const auto before = files_.find(ino);
+  if (before == files_.end()) co_return;
+  const CachedFile file = before->second;
   Request request;
   request.session = session;
   request.ino = ino;
-  request.offset = offset;
-  request.length = length;
-  co_await Queued(*this, request);
+  if (file.open != 0) {
+    request.offset = offset;
+    request.length = length;
+  }
+  co_await notify(request);
+  const auto after = files_.find(ino);
+  if (file.open == 0 && after != files_.end() && after->second.opens == file.opens) files_.erase(after);
 }
+
+Task<void> PageInvalidator::notify(Request request) { co_await Queued(*this, request); }
 
 void PageInvalidator::put(const Request& request) {
   bool taken = false;

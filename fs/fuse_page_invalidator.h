@@ -3,7 +3,7 @@
 // The kernel drops the pages of a range before a direct write, and again after it only if the write was
 // synchronous. Who reads through the cache while an asynchronous one (io_submit, io_uring) is under way puts
 // the old data back, and it would stay. So the server drops the pages before it answers a direct write, if
-// the file is open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only.)
+// the file was open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only.)
 //
 // On a thread of its own: the kernel waits for pages that are being read, so for the server's other answers.
 // Not for: other changes, whose pages the kernel drops itself.
@@ -31,11 +31,14 @@ class PageInvalidator {
   PageInvalidator(const PageInvalidator&) = delete;
 
   // Inside the core, for each open file that may fill the cache: without O_DIRECT.
-  void opened(uint64_t ino) { cached_opens_[ino]++; }
+  void opened(uint64_t ino);
   void closed(uint64_t ino);
-  bool may_be_cached(uint64_t ino) const { return cached_opens_.contains(ino); }
+  void forgotten(uint64_t ino);  // by the kernel, with its pages
+  // Whether some of its pages may be cached: it was open so, and they were not all dropped since.
+  bool may_be_cached(uint64_t ino) const { return files_.contains(ino); }
 
-  // Returns when no page of [offset, offset + length) is cached that was read before the call.
+  // Returns when no page of [offset, offset + length) is cached that was read before the call. Drops all of a file
+  // that nobody has open so, once and for all.
   Task<void> drop(fuse_session* session, uint64_t ino, uint64_t offset, uint64_t length);
 
   // From now on drop() does nothing, and who waits in it goes on: when requests are not served any more, the
@@ -49,16 +52,22 @@ class PageInvalidator {
     fuse_session* session = nullptr;
     uint64_t ino = 0;
     uint64_t offset = 0;
-    uint64_t length = 0;
+    uint64_t length = 0;  // 0: all
     std::coroutine_handle<> waiter;
+    Request() = default;
+  };
+  struct CachedFile {
+    uint32_t open = 0;   // so many times now
+    uint64_t opens = 0;  // ever
   };
   struct Queued;
 
+  Task<void> notify(Request request);
   void put(const Request& request);
   void work();
 
   Executor& executor_;
-  std::unordered_map<uint64_t, uint32_t> cached_opens_;  // by inode
+  std::unordered_map<uint64_t, CachedFile> files_;  // by inode
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Request> requests_;  // guarded by mutex_; the first is under way
