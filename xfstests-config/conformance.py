@@ -21,6 +21,8 @@ import tempfile
 import time
 import xml.etree.ElementTree as xml
 
+import stress
+
 HERE = pathlib.Path(__file__).resolve().parent
 USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")  # that xfstests wants
 SECTIONS = {  # name: (on loop devices, under cofs run)
@@ -434,6 +436,8 @@ def parse_arguments():
                         help="a built checkout (default: $XFSTESTS_DIR)")
     parser.add_argument("--pjdfstest", type=pathlib.Path, default=os.environ.get("PJDFSTEST_DIR"),
                         help="run pjdfstest, of this built checkout, instead of xfstests")
+    parser.add_argument("--stress", type=float, metavar="MINUTES",
+                        help="fsx and fsstress of --xfstests instead, under garbage collection and kills of the server")
     parser.add_argument("--section", action="append", choices=sorted(SECTIONS), help="default: image")
     parser.add_argument("--cofs", default=str(HERE.parent / "build/release/bin/cofs"), help="the command")
     parser.add_argument("--directory", default=os.environ.get("COFS_TEST_DIR", "/var/tmp"), type=hidden_by_no_tmp,
@@ -458,6 +462,11 @@ def main():
         arguments.results.mkdir(parents=True, exist_ok=True)
         if arguments.pjdfstest is not None and arguments.xfstests is None:
             results = run_pjdfstest(arguments)
+        elif arguments.xfstests is not None and arguments.stress is not None:
+            seed = int(os.environ.get("COFS_SEED", time.time_ns() % 1_000_000))
+            print(stress.run_stress(arguments.cofs, arguments.xfstests, arguments.directory, arguments.results,
+                                    arguments.stress, seed))
+            return 0
         elif arguments.xfstests is not None:
             results = run_xfstests(arguments)
         else:
@@ -465,6 +474,9 @@ def main():
     except CanNotRun as reason:
         print(f"run.sh: {reason}", file=sys.stderr)
         return 2
+    except stress.StressFailed as failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        return 1
     write_csv(results, arguments.results)
     write_junit(results, arguments.results)
     print_table(results)

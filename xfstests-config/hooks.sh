@@ -139,6 +139,11 @@ sync() {
 }
 export -f sync cofs_sync
 
+# What a login shell drops, and `cofs run` needs.
+_su() {
+	su --whitelist-environment=LD_PRELOAD "$@"
+}
+
 # --- dm-flakey: the power is cut by killing the server ---
 
 cofs_keep _require_dm_target
