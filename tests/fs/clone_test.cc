@@ -415,6 +415,80 @@ TEST_F(Clones, AVolumeFullOfClonesGoesOn) {
   }
 }
 
+// Whoever asked was killed: the clone ends between two steps, with what is done whole.
+TEST_F(Clones, ACloneThatNobodyWaitsForEnds) {
+  VolumeOptions options = share_options();
+  options.store.dirty_nodes_max = 64;
+  mount(options);
+  const uint64_t source = create("source");
+  std::string bytes(600 * kBlock, '\0');
+  for (const uint64_t first : {0, 1}) {
+    for (uint64_t i = first; i < 600; i += 2) {
+      const std::string block = random_bytes(kBlock);
+      ASSERT_TRUE(write(source, i * kBlock, block));
+      bytes.replace(i * kBlock, kBlock, block);
+    }
+    sync();
+  }
+  for (const int steps : {0, 1, 3}) {
+    SCOPED_TRACE(steps);
+    CopyRequest request;
+    request.source = source;
+    request.target = create("target" + std::to_string(steps));
+    request.length = bytes.size();
+    int asked = 0;
+    request.abandoned = [&asked, steps] { return asked++ >= steps; };
+    const uint64_t target = request.target;
+    const auto copied = volume->run(fs().copy_range(std::move(request)));
+    if (steps == 0) {
+      ASSERT_FALSE(copied);
+      EXPECT_EQ(copied.error().code, Code::kInterrupted);
+    } else {
+      ASSERT_TRUE(copied);
+      EXPECT_GT(copied->bytes, 0U);
+      EXPECT_LT(copied->bytes, bytes.size());
+      EXPECT_TRUE(read(target) == bytes.substr(0, copied->bytes));
+    }
+  }
+  // A strict one that ended so goes on for nobody.
+  const OpenFile from = open(source);
+  const uint64_t target = create("strict");
+  ASSERT_TRUE(announce(from, 0, bytes.size(), target, 0));
+  CopyRequest request;
+  request.source = source;
+  request.target = target;
+  request.length = bytes.size();
+  request.source_handle = from.handle;
+  int asked = 0;
+  request.abandoned = [&asked] { return asked++ >= 2; };
+  const auto copied = volume->run(fs().copy_range(std::move(request)));
+  ASSERT_TRUE(copied);
+  EXPECT_LT(copied->bytes, bytes.size());
+  EXPECT_EQ(copy(source, copied->bytes, target, copied->bytes, kBlock, from.handle).error().code,
+            Code::kInterrupted);
+  close(from);
+}
+
+// Sharing takes no room for data, so it works where there is none.
+TEST_F(Clones, AFullVolumeStillClones) {
+  VolumeOptions options = share_options();
+  options.format.over_provision_percent = 7;
+  mount(options);
+  const std::string bytes = random_bytes(100 * kBlock);
+  const uint64_t source = file("source", bytes);
+  const uint64_t target = create("target");
+  sync();
+  const uint64_t filler = create("filler");
+  Result<> written;
+  for (uint64_t at = 0; written; at += 32) {
+    written = write(filler, at * kBlock, random_bytes(32 * kBlock));
+    if (written) sync();
+  }
+  ASSERT_EQ(written.error().code, Code::kNoSpace);
+  EXPECT_EQ(copy(source, 0, target, 0, bytes.size()), bytes.size());
+  EXPECT_TRUE(read(target) == bytes);
+}
+
 // The flags that a clone sets on the source must not keep its extents apart for ever.
 TEST_F(Clones, ASourceThatIsAppendedToAndClonedKeepsFewExtents) {
   mount(share_options());
@@ -1044,6 +1118,14 @@ TEST_F(Clones, MapsTellWhatLiesWhere) {
   ASSERT_TRUE(part);
   ASSERT_EQ(part->pieces.size(), 1U);
   EXPECT_EQ(part->pieces[0].logical, 11 * kBlock);
+  // An extent that goes on behind the range is told whole, and what lies behind it is not.
+  part = volume->run(fs().map_file(copy_ino, 0, kBlock, 400, false));
+  ASSERT_TRUE(part);
+  ASSERT_EQ(part->pieces.size(), 1U);
+  EXPECT_EQ(part->pieces[0].length, map(copy_ino).pieces[0].length);
+  part = volume->run(fs().map_file(ino, 0, 4 * kBlock, 400, true));
+  ASSERT_TRUE(part);
+  EXPECT_EQ(part->pieces.back().logical + part->pieces.back().length, 4 * kBlock);
   EXPECT_EQ(code_of(volume->run(fs().map_file(ondisk::kRootInode, 0, 1, 1, false))),
             Code::kIsDirectory);
 }
