@@ -193,7 +193,7 @@ Cost Store::cost_of_nodes(uint64_t nodes) const {
   return Cost(0, blocks * kBlockBytes / kBlocksPerRecordBlock);
 }
 
-Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
+Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class, uint64_t kept) {
   Impl& store = *impl_;
   auto writable = store.check_writable();
   COFS_CO_TRY(writable);
@@ -208,8 +208,12 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class) {
   // Over-provisioning is kept from data, so that collecting stays cheap. Names, attributes and clones are few
   // blocks, and change when there is no room for data, too.
   const auto available = [&] {
-    if (cost.data_blocks != 0) return store.available(space_class);
-    return static_cast<uint64_t>(std::max<int64_t>(store.room(space_class), 0));
+    if (cost.data_blocks != 0 && kept == 0) return store.available(space_class);
+    int64_t room = store.room(space_class);
+    // What is written here and there takes a little more than is kept, until it is on the device: half of what
+    // deleting has may be lent.
+    if (kept != 0) room += static_cast<int64_t>(blocks_for_data(kept) + store.delete_reserve() / 2);
+    return static_cast<uint64_t>(std::max<int64_t>(room, 0));
   };
   const uint64_t collections_max = store.gc_on() ? 2 * store.geometry.segment_count : 0;
   uint64_t collections = 0;

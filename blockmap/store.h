@@ -319,7 +319,7 @@ struct VolumeInfo {
 
 struct VerifyOptions {
   bool read_data = false;           // also read every data block and check its checksum
-  bool mend_counters = false;       // put counters right instead of calling them problems (not read-only)
+  bool mend_counters = false;       // put counters right, where nothing else is wrong (not read-only)
   std::function<void(uint64_t done, uint64_t total)> progress;  // blocks or records, now and then
   VerifyOptions() = default;
 };
@@ -385,8 +385,9 @@ class Store {
   Task<> pace(uint64_t data_blocks);
   // Whether reserve() can promise this at once.
   bool has_room(const Cost& cost, SpaceClass space_class) const;
-  // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace.
-  Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class);
+  // Promises space for `cost`; waits for commits that free space before it gives up with kNoSpace. `kept`: of the
+  // unwritten blocks for which space is kept, so many will be given up for it (a file's own).
+  Task<Result<Reservation>> reserve(Cost cost, SpaceClass space_class, uint64_t kept = 0);
   // Reserves and takes the apply lock. Errors: kNoSpace, kReadOnly, kShutdown.
   Task<Result<Transaction>> begin(Cost cost, SpaceClass space_class);
   // The same for callers that hold their reservation already.

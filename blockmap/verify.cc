@@ -64,6 +64,7 @@ class Verifier {
   uint64_t shared_blocks_ = 0;
   uint64_t extra_references_ = 0;
   uint64_t unwritten_blocks_ = 0;
+  bool mends_ = false;
   std::vector<NodeSeen> nodes_;
   std::map<uint64_t, uint64_t> data_live_;  // by segment
   std::map<uint64_t, uint64_t> node_live_;
@@ -77,7 +78,7 @@ std::string at(uint64_t number) { return std::to_string(number); }
 
 void Verifier::expect_count(uint64_t* counter, uint64_t expected, const char* what) {
   if (*counter == expected) return;
-  if (options_.mend_counters) {
+  if (mends_) {
     *counter = expected;
     report_.counters_mended++;
   } else {
@@ -87,7 +88,7 @@ void Verifier::expect_count(uint64_t* counter, uint64_t expected, const char* wh
 
 void Verifier::expect_beyond(uint64_t* next, uint64_t used, const char* what) {
   if (*next > used) return;
-  if (options_.mend_counters) {
+  if (mends_) {
     *next = used + 1;
     report_.counters_mended++;
   } else {
@@ -328,11 +329,13 @@ Task<Result<>> Verifier::check_segments() {
       problem("virtual block " + at(vmap.virtual_block) + ": its segment has another generation");
     }
   }
+  // What could not be read is not counted.
+  mends_ = options_.mend_counters && report_.problem_count == 0;
   uint64_t free_counted = store_.segments.free_count();
   uint64_t node_counted = store_.segments.node_segments();
   expect_count(&free_counted, free_count, "the count of free segments");
   expect_count(&node_counted, node_segments, "the count of node segments");
-  if (options_.mend_counters) store_.segments.set_counts(free_counted, node_counted);
+  if (mends_) store_.segments.set_counts(free_counted, node_counted);
   expect_count(&store_.live_data_blocks, live_data, "the count of live data blocks");
   if (exact_nodes) expect_count(&store_.live_node_blocks, live_nodes, "the count of node blocks");
   expect_count(&store_.shared_blocks, shared_blocks_, "the count of shared blocks");

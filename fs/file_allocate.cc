@@ -67,6 +67,7 @@ Task<Result<Files::Impl::Holes>> Files::Impl::find_holes(Inode& inode, uint64_t 
   holes.end = mappings->size() < extents_max ? end : mappings->back().end();
   for (const Mapping& mapping : *mappings) {
     used.push_back(BlockRange{mapping.file_block, mapping.count});
+    if ((mapping.flags & ondisk::kExtentMaybeShared) != 0) holes.shared_blocks += mapping.count;
   }
   std::sort(used.begin(), used.end(),
             [](const BlockRange& a, const BlockRange& b) { return a.start < b.start; });
@@ -80,13 +81,16 @@ Task<Result<Files::Impl::Holes>> Files::Impl::find_holes(Inode& inode, uint64_t 
   co_return std::move(holes);
 }
 
-// Space for data in all holes of the range.
-Task<Result<Reservation>> Files::Impl::reserve_holes(Inode& inode, uint64_t first, uint64_t end) {
+// Space for data in all holes of the range; and, if it is to become zeros, where others share its blocks, which
+// become free by nothing.
+Task<Result<Reservation>> Files::Impl::reserve_holes(Inode& inode, uint64_t first, uint64_t end,
+                                                     bool shared_too) {
   Reservation held;
   while (first < end) {
     auto holes = co_await find_holes(inode, first, end);
     COFS_CO_TRY(holes);
-    const Cost cost = data_cost(holes->blocks(), holes->ranges.size());
+    const Cost cost = data_cost(holes->blocks() + (shared_too ? holes->shared_blocks : 0),
+                                holes->ranges.size());
     auto more = co_await store.reserve(cost, SpaceClass::kUser);
     COFS_CO_TRY(more);
     held.merge(std::move(*more));
@@ -96,8 +100,9 @@ Task<Result<Reservation>> Files::Impl::reserve_holes(Inode& inode, uint64_t firs
 }
 
 // Unwritten extents over all holes of the range; then, with the last of them, the size and the times.
+// What is kept for them comes from `space`.
 Task<Result<>> Files::Impl::fill_holes(Inode& inode, uint64_t first, uint64_t end,
-                                       uint64_t new_size) {
+                                       uint64_t new_size, Reservation space) {
   for (;;) {
     auto holes = co_await find_holes(inode, first, end);
     COFS_CO_TRY(holes);
@@ -114,6 +119,7 @@ Task<Result<>> Files::Impl::fill_holes(Inode& inode, uint64_t first, uint64_t en
     if (!transaction->empty()) {
       auto applied = co_await transaction->apply();
       COFS_CO_TRY(applied);
+      space.release(blocks_of_cost(data_cost(holes->blocks(), holes->ranges.size())));
     }
     first = holes->end;
     if (first < end) continue;
@@ -131,9 +137,9 @@ Task<Result<>> Files::Impl::preallocate(Inode& inode, uint64_t offset, uint64_t 
   COFS_CO_TRY(blocks);
   const uint64_t first = offset / kBlockBytes;
   const uint64_t end = blocks_of_bytes(offset + length);
-  auto space = co_await reserve_holes(inode, first, end);
+  auto space = co_await reserve_holes(inode, first, end, false);
   COFS_CO_TRY(space);
-  co_return co_await fill_holes(inode, first, end, new_size);
+  co_return co_await fill_holes(inode, first, end, new_size, std::move(*space));
 }
 
 // Zeroes the range: whole blocks become holes, or unwritten with the flag; the ends are rewritten.
@@ -195,12 +201,12 @@ Task<Result<>> Files::Impl::zero_range(Inode& inode, uint64_t offset, uint64_t l
   COFS_CO_TRY(blocks);
   const uint64_t first = offset / kBlockBytes;
   const uint64_t end = blocks_of_bytes(offset + length);
-  auto space = co_await reserve_holes(inode, first, end);
+  auto space = co_await reserve_holes(inode, first, end, true);
   COFS_CO_TRY(space);
   auto cleared = co_await clear_range(inode, offset, length, ondisk::kExtentUnwritten);
   COFS_CO_TRY(cleared);
   // What is left are the blocks at the ends, where they were holes.
-  co_return co_await fill_holes(inode, first, end, new_size);
+  co_return co_await fill_holes(inode, first, end, new_size, std::move(*space));
 }
 
 Task<Result<>> Files::allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,

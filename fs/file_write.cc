@@ -66,17 +66,20 @@ uint64_t Files::Impl::write_deficit(const Inode& inode, const WriteData& data, u
   return wanted > have ? wanted - have : 0;
 }
 
-// For a writer where there is no other room: the space that was kept when blocks of the range were preallocated.
-// They become holes, which the write that follows fills. Empty if there are none.
-Task<Result<Reservation>> Files::Impl::take_preallocated(Inode& inode, uint64_t first, uint64_t count) {
+// For a writer where there is no other room: so much as it needs, from the space that was kept when blocks of the
+// range were preallocated. They become holes, which the write that follows fills. Empty if there are none.
+Task<Result<Reservation>> Files::Impl::take_preallocated(Inode& inode, const WriteData& data, uint64_t deficit) {
+  const uint64_t first = first_block_of(data);
+  const uint64_t count = block_count_of(data);
   auto kept = co_await find_preallocated(inode, first, count);
   COFS_CO_TRY(kept);
   if (kept->empty()) co_return Reservation();
   uint64_t blocks = 0;
   for (const BlockRange& range : *kept) blocks += range.count;
-  // As write_deficit() reckons, so that a range that was preallocated whole needs no more.
-  const Cost cost = data_cost(blocks, kept->size() + 2);
-  auto space = co_await store.reserve(Cost(blocks_of_cost(cost) + 1, 0), SpaceClass::kDelete);
+  // Without blocks it may become a file of the inline form.
+  const bool is_small = std::max(inode.size, end_of(data)) <= ondisk::kInlineDataMax;
+  const uint64_t more = is_small ? blocks_of_cost(Cost(0, ondisk::kInlineDataMax)) : 0;
+  auto space = co_await store.reserve(Cost(deficit + more, 0), SpaceClass::kUser, blocks);
   COFS_CO_TRY(space);
   auto transaction =
       co_await store.begin(Cost(0, kept->size() * kMapRecordBytes), SpaceClass::kDelete);
@@ -139,7 +142,7 @@ Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data) {
     const uint64_t deficit = write_deficit(inode, data, space.blocks());
     if (deficit > 0) {
       if (!store.has_room(Cost(deficit, 0), SpaceClass::kUser)) {
-        auto kept = co_await take_preallocated(inode, first_block_of(data), block_count_of(data));
+        auto kept = co_await take_preallocated(inode, data, deficit);
         COFS_CO_TRY(kept);
         if (kept->blocks() != 0) {
           space.merge(std::move(*kept));

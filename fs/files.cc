@@ -134,7 +134,7 @@ uint64_t Files::Impl::dirty_blocks_max() const {
 }
 
 uint64_t Files::Impl::dirty_fragments_max() const {
-  return std::max(store.dirty_nodes_limit() / 4, kDirtyFragmentsMin);
+  return std::max({store.dirty_nodes_floor() / 4, store.dirty_nodes_limit() / 8, kDirtyFragmentsMin});
 }
 
 // An extent may dirty two leaves of vmap (blockmap/reserves.cc).

@@ -166,7 +166,7 @@ struct Files::Impl {
   Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
   uint64_t write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const;
-  Task<Result<Reservation>> take_preallocated(Inode& inode, uint64_t first, uint64_t count);
+  Task<Result<Reservation>> take_preallocated(Inode& inode, const WriteData& data, uint64_t deficit);
   Task<Result<std::vector<BlockRange>>> find_preallocated(Inode& inode, uint64_t first, uint64_t count);
   void insert(Inode& inode, WriteData& data, Reservation space);
   Task<> move_to_offset(WriteData& data, uint64_t offset);
@@ -190,11 +190,13 @@ struct Files::Impl {
   struct Holes {
     std::vector<BlockRange> ranges;
     uint64_t end = 0;  // looked at so far
+    uint64_t shared_blocks = 0;  // between them, blocks that others may refer to
     uint64_t blocks() const;
   };
   Task<Result<Holes>> find_holes(Inode& inode, uint64_t first, uint64_t end);
-  Task<Result<Reservation>> reserve_holes(Inode& inode, uint64_t first, uint64_t end);
-  Task<Result<>> fill_holes(Inode& inode, uint64_t first, uint64_t end, uint64_t new_size);
+  Task<Result<Reservation>> reserve_holes(Inode& inode, uint64_t first, uint64_t end, bool shared_too);
+  Task<Result<>> fill_holes(Inode& inode, uint64_t first, uint64_t end, uint64_t new_size,
+                            Reservation space);
   Task<Result<>> preallocate(Inode& inode, uint64_t offset, uint64_t length, uint64_t new_size);
   Task<Result<>> punch(Inode& inode, uint64_t offset, uint64_t length);
   Task<Result<>> zero_range(Inode& inode, uint64_t offset, uint64_t length, uint64_t new_size);

@@ -195,16 +195,19 @@ bool is_dying(pid_t process) {
 
 // The kernel tells of every signal, and then waits for the answer, which for a process that lives on is to be
 // whole: a clone is not repeated because a timer went off.
-void on_copy_interrupted(fuse_req_t request, void* abandoned) {
-  if (is_dying(fuse_req_ctx(request)->pid)) *static_cast<std::atomic<bool>*>(abandoned) = true;
+// It tells once, so what was a timer is asked about again.
+void on_copy_interrupted(fuse_req_t, void* interrupted) {
+  *static_cast<std::atomic<bool>*>(interrupted) = true;
 }
 
 Task<void> copy_range(FuseServer& server, fuse_req_t request, CopyRequest copy,
-                      std::shared_ptr<std::atomic<bool>> abandoned, bool synchronous) {
-  fuse_req_interrupt_func(request, on_copy_interrupted, abandoned.get());
+                      std::shared_ptr<std::atomic<bool>> interrupted, bool synchronous) {
+  fuse_req_interrupt_func(request, on_copy_interrupted, interrupted.get());
   const uint64_t target = copy.target;
   const Unprivileged kill_privileges = copy.kill_privileges;
-  copy.abandoned = [abandoned] { return abandoned->load(std::memory_order_relaxed); };
+  copy.abandoned = [interrupted, process = fuse_req_ctx(request)->pid] {
+    return interrupted->load(std::memory_order_relaxed) && is_dying(process);
+  };
   Result<CopyResult> copied = co_await server.fs().copy_range(std::move(copy));
   tell_of_lost_privileges(server, target, kill_privileges);
   fuse_req_interrupt_func(request, nullptr, nullptr);

@@ -23,7 +23,7 @@ void PageInvalidator::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-void PageInvalidator::give_up() {
+bool PageInvalidator::give_up() {
   std::deque<Request> left;
   {
     const std::lock_guard lock(mutex_);
@@ -32,6 +32,7 @@ void PageInvalidator::give_up() {
   }
   changed_.notify_one();
   for (const Request& request : left) executor_.post(request.waiter);
+  return !left.empty();
 }
 
 void PageInvalidator::opened(uint64_t ino) {

@@ -3,9 +3,10 @@
 // The kernel drops the pages of a range before a direct write, and again after it only if the write was
 // synchronous. Who reads through the cache while an asynchronous one (io_submit, io_uring) is under way puts
 // the old data back, and it would stay. So the server drops the pages before it answers a direct write, if
-// the file was open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only.)
+// the file was open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only, and O_DIRECT that fcntl() took away.)
 //
-// On a thread of its own: the kernel waits for pages that are being read, so for the server's other answers.
+// On a thread of its own: the kernel waits for pages that are being read, so for the server's other answers. If the
+// server is killed just then, that thread stays in the kernel and keeps the connection: `cofs umount --force` ends it.
 // Not for: other changes, whose pages the kernel drops itself.
 #pragma once
 
@@ -43,7 +44,8 @@ class PageInvalidator {
 
   // From now on drop() does nothing, and who waits in it goes on: when requests are not served any more, the
   // kernel may wait for pages without end (until the mount is gone). From any thread.
-  void give_up();
+  // True if a request is in the kernel.
+  bool give_up();
   // Ends the thread, which uses the session. REQUIRES: the mount is gone.
   void stop();
 

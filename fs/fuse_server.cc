@@ -203,8 +203,11 @@ Outcome FuseServer::serve(std::function<void()> ready) {
 
   std::thread announcer([this, &ready] { announce(ready); });
   int status = fuse_session_loop_mt(session_, config.get());
-  invalidator_.give_up();
+  const bool may_hang = invalidator_.give_up();
   wait_for_replies();
+  // Ends requests that nobody serves any more, and with them what waits for their pages. Not for users, who may not:
+  // then the library's unmount has to do.
+  if (may_hang) umount2(options_.mount_point.c_str(), MNT_FORCE | UMOUNT_NOFOLLOW);
   fuse_session_unmount(session_);
   mounted_ = false;
   stage_.store(Stage::kOver);

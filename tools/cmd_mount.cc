@@ -5,14 +5,19 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "fs/cofs_ioctl.h"
 #include "fs/fuse_mounts.h"
@@ -240,6 +245,25 @@ int await_answer(const Invocation& invocation, int fd, pid_t server) {
   return kExitMount;
 }
 
+// Nothing is allowed at the second place that is not at the first.
+unsigned long flags_of_second_mount(const MountOptions& options, unsigned long first) {
+  struct Flag {
+    const char* word;
+    unsigned long of_statvfs;
+    unsigned long of_mount;
+  };
+  static constexpr std::array<Flag, 4> kFlags = {{{"ro", ST_RDONLY, MS_RDONLY},
+                                                  {"nosuid", ST_NOSUID, MS_NOSUID},
+                                                  {"nodev", ST_NODEV, MS_NODEV},
+                                                  {"noexec", ST_NOEXEC, MS_NOEXEC}}};
+  unsigned long flags = options.read_only ? MS_RDONLY : 0;
+  for (const Flag& flag : kFlags) {
+    const bool is_asked = std::ranges::find(options.kernel_options, flag.word) != options.kernel_options.end();
+    if (is_asked || (first & flag.of_statvfs) != 0) flags |= flag.of_mount;
+  }
+  return flags;
+}
+
 // A volume has one server: at a second place it is the same filesystem, as with any other.
 int mount_again(const Invocation& invocation, const MountArguments& arguments,
                 const MountOptions& options, const MountEntry& entry) {
@@ -251,13 +275,25 @@ int mount_again(const Invocation& invocation, const MountArguments& arguments,
                             is_dead ? ", where its server died; cofs umount clears that" : ""));
     return kExitMount;
   }
+  struct stat status {};
+  struct statvfs figures {};
+  if (stat(entry.mount_point.c_str(), &status) != 0 || statvfs(entry.mount_point.c_str(), &figures) != 0) {
+    print_error(invocation, entry.mount_point, strerror(errno));
+    return kExitMount;
+  }
+  if (fmt::format("{}:{}", major(status.st_dev), minor(status.st_dev)) != entry.device) {
+    print_error(invocation, arguments.source,
+                fmt::format("already mounted on {}, which something else hides", entry.mount_point));
+    return kExitMount;
+  }
   const char* directory = arguments.directory.c_str();
   if (mount(entry.mount_point.c_str(), directory, nullptr, MS_BIND, nullptr) != 0) {
     print_error(invocation, arguments.directory, strerror(errno));
     return kExitMount;
   }
-  if (options.read_only && mount(nullptr, directory, nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) != 0) {
-    print_error(invocation, arguments.directory, fmt::format("read-only: {}", strerror(errno)));
+  const unsigned long flags = flags_of_second_mount(options, figures.f_flag);
+  if (flags != 0 && mount(nullptr, directory, nullptr, MS_REMOUNT | MS_BIND | flags, nullptr) != 0) {
+    print_error(invocation, arguments.directory, fmt::format("its options: {}", strerror(errno)));
     umount2(directory, MNT_DETACH);
     return kExitMount;
   }
@@ -372,10 +408,12 @@ int mount_command(const Invocation& invocation) {
     return kExitMount;
   }
   arguments.source = source;
+  std::optional<MountEntry> mounted;  // rather one that shows all of it
   for (const MountEntry& entry : read_mounts()) {
     if (!entry.is_cofs() || entry.source != source) continue;
-    return mount_again(invocation, arguments, *options, entry);
+    if (!mounted || (mounted->root != "/" && entry.root == "/")) mounted = entry;
   }
+  if (mounted) return mount_again(invocation, arguments, *options, *mounted);
   if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
   return MountProcess(invocation, arguments, *options, Answer()).run();
 }
