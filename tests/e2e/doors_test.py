@@ -251,6 +251,8 @@ def signals_and_jobs(space):
     child = subprocess.Popen([h.command(), "run", "--method", "seccomp", "--", "sh", "-c", script],
                              process_group=0)
 
+    command = None
+
     def stops(why):
         wait_until(lambda: os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG) is not None, why)
 
@@ -259,20 +261,24 @@ def signals_and_jobs(space):
         command = int(sign.read_text())
         child.send_signal(signal.SIGUSR1)
         wait_until(lambda: "usr1" in sign.read_text(), "the signal arrives")
-        child.send_signal(signal.SIGTSTP)
-        stops("stops when the command stopped")
-        h.check(state_of(command) == "T", f"the command is {state_of(command)}, not stopped")
-        child.send_signal(signal.SIGCONT)
-        wait_until(lambda: state_of(command) != "T", "the command continues")
-        os.kill(command, signal.SIGSTOP)
-        stops("stops when the command was stopped")
-        os.kill(command, signal.SIGCONT)
-        wait_until(lambda: state_of(child.pid) != "T", "continues with the command")
+        # Many times: the signals of one turn must not undo those of the next.
+        for _ in range(50):
+            child.send_signal(signal.SIGTSTP)
+            stops("stops when the command stopped")
+            h.check(state_of(command) == "T", f"the command is {state_of(command)}, not stopped")
+            child.send_signal(signal.SIGCONT)
+            wait_until(lambda: state_of(command) != "T", "the command continues")
+            os.kill(command, signal.SIGSTOP)
+            stops("stops when the command was stopped")
+            os.kill(command, signal.SIGCONT)
+            wait_until(lambda: state_of(child.pid) != "T", "continues with the command")
         child.send_signal(signal.SIGTERM)
         h.check(child.wait(timeout=20) == 9, f"exit status {child.returncode}")
     finally:
         child.kill()
         child.wait()
+        if command is not None and pathlib.Path(f"/proc/{command}").exists():
+            os.kill(command, signal.SIGKILL)  # it may be stopped, and holds our output open
     h.note("  signals are handed on, stopping and continuing too")
 
 

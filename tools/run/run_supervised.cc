@@ -45,9 +45,11 @@ int end_as(int status) {
 
 class Foreground {
  public:
-  Foreground(const Invocation& invocation, bool is_verbose, OwnedFd supervisor, OwnedFd signals)
+  Foreground(const Invocation& invocation, bool is_verbose, pid_t supervisor_pid,
+             OwnedFd supervisor, OwnedFd signals)
       : invocation_(invocation),
         is_verbose_(is_verbose),
+        supervisor_pid_(supervisor_pid),
         supervisor_(std::move(supervisor)),
         signals_(std::move(signals)) {}
 
@@ -69,18 +71,18 @@ class Foreground {
         case SupervisorWord::Kind::kFailed:
           print_error(invocation_, {}, word.text);
           return word.value;
-        case SupervisorWord::Kind::kStopped: kill(getpid(), SIGSTOP); break;
         case SupervisorWord::Kind::kEnded: return end_as(word.value);
       }
     }
   }
 
  private:
-  // What the terminal sends it sends to the command too.
+  // What the terminal sends it sends to the command too. What the supervisor sends comes from the
+  // command: handed back, it would continue a command that was stopped again meanwhile.
   void hand_on_signal() {
     signalfd_siginfo info;
     if (read(signals_.get(), &info, sizeof(info)) != sizeof(info)) return;
-    if (info.ssi_code == SI_KERNEL) return;
+    if (info.ssi_code == SI_KERNEL || static_cast<pid_t>(info.ssi_pid) == supervisor_pid_) return;
     const auto number = static_cast<int32_t>(info.ssi_signo);
     send(supervisor_.get(), &number, sizeof(number), MSG_NOSIGNAL);
   }
@@ -99,6 +101,7 @@ class Foreground {
 
   const Invocation& invocation_;
   bool is_verbose_;
+  pid_t supervisor_pid_;
   OwnedFd supervisor_;
   OwnedFd signals_;
   pid_t command_ = 0;
@@ -143,7 +146,8 @@ int run_supervised(const Invocation& invocation, const Command& command, bool is
     supervise(command, std::move(its_end), inherited);
   }
   its_end = OwnedFd();
-  return Foreground(invocation, is_verbose, std::move(own_end), std::move(incoming)).run();
+  return Foreground(invocation, is_verbose, supervisor, std::move(own_end), std::move(incoming))
+      .run();
 }
 
 }  // namespace cofs

@@ -1,12 +1,12 @@
 // Runs a command under a supervisor that serves the clone calls of it and all its descendants.
 //
-// Three processes. The caller's own stays in the foreground: it hands on signals, stops when the
-// command stops, and ends as it ended. The supervisor is its child: parent of the command and
-// reaper of its orphans, which is what kernels with restrictions on ptrace want of whoever fetches
-// descriptors. It lives as long as anything that was started does, so that a server left behind
-// keeps its system calls: a filter whose listener is gone answers ENOSYS. The command is the
-// supervisor's child, in the caller's process group, with the caller's signals, descriptors and
-// identity.
+// Three processes. The caller's own stays in the foreground: it hands on signals, is stopped and
+// continued by the supervisor as the command stops and continues, and ends as it ended. The
+// supervisor is its child: parent of the command and reaper of its orphans, which is what kernels
+// with restrictions on ptrace want of whoever fetches descriptors. It lives as long as anything
+// that was started does, so that a server left behind keeps its system calls: a filter whose
+// listener is gone answers ENOSYS. The command is the supervisor's child, in the caller's process
+// group, with the caller's signals, descriptors and identity.
 //
 //   run_supervised.cc   the foreground process, and how the three are started
 //   supervisor.cc       the supervisor's main thread
@@ -46,7 +46,6 @@ struct SupervisorWord {
     kStarted,  // value: the command's pid
     kNote,     // text: a line for --verbose
     kFailed,   // text: why nothing was started; value: the exit status
-    kStopped,
     kEnded,  // value: as wait(2) gave it
   };
   Kind kind = Kind::kEnded;

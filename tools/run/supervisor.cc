@@ -139,10 +139,10 @@ void let_go_of_everything(std::vector<int> kept) {
 
 class Supervisor {
  public:
-  Supervisor(pid_t command, pid_t foreground_pid, OwnedFd foreground, OwnedFd listener,
+  Supervisor(pid_t command, OwnedFd foreground_process, OwnedFd foreground, OwnedFd listener,
              OwnedFd children)
       : command_(command),
-        foreground_pid_(foreground_pid),
+        foreground_process_(std::move(foreground_process)),
         foreground_(std::move(foreground)),
         listener_(std::move(listener)),
         children_(std::move(children)) {}
@@ -176,16 +176,23 @@ class Supervisor {
     }
   }
 
+  // The foreground stops and continues as the command does. Both are signals of this thread, so the
+  // last one counts, whatever it was doing.
+  void signal_foreground(int number) {
+    if (foreground_.valid()) {
+      syscall(SYS_pidfd_send_signal, foreground_process_.get(), number, nullptr, 0);
+    }
+  }
+
   void reap() {
     int status = 0;
     pid_t child;
     while ((child = waitpid(-1, &status, WNOHANG | WUNTRACED | WCONTINUED)) > 0) {
       if (child != command_) continue;
       if (WIFSTOPPED(status)) {
-        tell(foreground_.get(), SupervisorWord::Kind::kStopped, 0);
+        signal_foreground(SIGSTOP);
       } else if (WIFCONTINUED(status)) {
-        // It may have stopped itself after the signal that continued the command came.
-        if (foreground_.valid()) kill(foreground_pid_, SIGCONT);
+        signal_foreground(SIGCONT);
       } else {
         command_ = 0;
         tell(foreground_.get(), SupervisorWord::Kind::kEnded, status);
@@ -195,7 +202,7 @@ class Supervisor {
   }
 
   pid_t command_;
-  pid_t foreground_pid_;
+  OwnedFd foreground_process_;  // a pidfd
   OwnedFd foreground_;
   OwnedFd listener_;
   OwnedFd children_;
@@ -209,7 +216,7 @@ void supervise(const Command& command, OwnedFd foreground, const sigset_t& inher
     tell(foreground.get(), Kind::kFailed, status, reason);
     _exit(status);
   };
-  const pid_t foreground_pid = getppid();
+  OwnedFd foreground_process(static_cast<int>(syscall(SYS_pidfd_open, getppid(), 0)));
   prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
@@ -254,10 +261,12 @@ void supervise(const Command& command, OwnedFd foreground, const sigset_t& inher
          fmt::format("{}: {}", command.words.front(), strerror(error)));
   }
   own_end = OwnedFd();
-  let_go_of_everything({foreground.get(), listener.get(), children.get()});
+  let_go_of_everything(
+      {foreground_process.get(), foreground.get(), listener.get(), children.get()});
   // Not before: what they open must not be let go of. Calls made meanwhile wait.
   start_call_workers(listener.get());
-  Supervisor(child, foreground_pid, std::move(foreground), std::move(listener), std::move(children))
+  Supervisor(child, std::move(foreground_process), std::move(foreground), std::move(listener),
+             std::move(children))
       .run();
   _exit(0);
 }
