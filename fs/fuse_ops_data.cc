@@ -20,6 +20,7 @@
 #include <string>
 
 #include "fs/fuse_ops.h"
+#include "fs/fuse_request_reader.h"
 
 namespace cofs {
 
@@ -261,15 +262,19 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
     fuse_reply_err(request, EINVAL);
     return;
   }
-  WriteData data = WriteData::fill(server_of(request).buffers(), static_cast<uint64_t>(offset),
-                                   bytes, static_cast<uint32_t>(size));
+  std::optional<WriteData> data = take_payload(
+      server_of(request).buffers(), static_cast<uint64_t>(offset), bytes, static_cast<uint32_t>(size));
+  if (!data) {
+    fuse_reply_err(request, EIO);
+    return;
+  }
   // Where the requests do not say it the kernel has cleared the bits already.
   Unprivileged kill;
   if (server_of(request).features().kills_privileges) kill = kills_privileges(request, *file);
   // Only a write that goes past the page cache names a lock owner (kernel: fuse_direct_io). The flags say no more
   // than what fcntl() left there, and a write through the cache has its pages locked until it is answered.
   const bool past_cache = file->lock_owner != 0 && file->writepage == 0;
-  start(request, write, ino, std::move(data), file->flags, past_cache, kill);
+  start(request, write, ino, std::move(*data), file->flags, past_cache, kill);
 }
 
 void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {

@@ -14,6 +14,7 @@
 
 #include "fs/fuse_mounts.h"
 #include "fs/fuse_ops.h"
+#include "fs/fuse_request_reader.h"
 
 #ifndef PR_SET_IO_FLUSHER
 #define PR_SET_IO_FLUSHER 57
@@ -183,6 +184,12 @@ Outcome FuseServer::mount() {
     return failed(reason.empty() ? "the kernel refused the mount" : reason);
   }
   mounted_ = true;
+  const int error = install_request_reader(session_);
+  messages.take_last();
+  if (error != 0) {
+    journal_.write(Severity::kInfo, std::string("the library reads requests by itself, so writes are copied once more: ") +
+                                        strerror(error));
+  }
   messages.set_journal(&journal_);
   return {};
 }

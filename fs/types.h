@@ -98,6 +98,11 @@ struct WriteData {
   WriteData() = default;
   // Copies `length` (at most 1 MiB) bytes at `source` into a buffer of the pool and hashes the blocks.
   static WriteData fill(BufferPool& pool, uint64_t offset, const void* source, uint32_t length);
+  // Takes a buffer that holds the bytes from its begin on, and hashes the blocks. REQUIRES: `offset` begins a block.
+  static WriteData adopt(BufferRef buffer, uint64_t offset, uint32_t length);
+
+ private:
+  void hash_whole_blocks();
 };
 
 // File data on its way out: bytes [skip, skip + length) of the buffer.

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <utility>
 
 #include "fs/types.h"
 #include "offload/base/checksum.h"
@@ -18,13 +19,26 @@ WriteData WriteData::fill(BufferPool& pool, uint64_t offset, const void* source,
   data.hashes.resize(blocks);
   if (length == 0) return data;
   std::memcpy(data.buffer->data() + skip, source, length);
-  // Blocks that the write covers in part are completed, and hashed, by Files::write.
-  const uint32_t first_whole = skip == 0 ? 0 : 1;
-  const uint32_t end_whole = (skip + length) / kBlockBytes;
-  for (uint32_t i = first_whole; i < end_whole; i++) {
-    data.hashes[i] = block_hash(data.buffer->block(i));
-  }
+  data.hash_whole_blocks();
   return data;
+}
+
+WriteData WriteData::adopt(BufferRef buffer, uint64_t offset, uint32_t length) {
+  COFS_ASSERT(offset % kBlockBytes == 0 && length > 0 && length <= buffer->bytes().size());
+  WriteData data;
+  data.offset = offset;
+  data.length = length;
+  data.buffer = std::move(buffer);
+  data.hashes.resize(blocks_of_bytes(length));
+  data.hash_whole_blocks();
+  return data;
+}
+
+// Blocks that the write covers in part are completed, and hashed, by Files::write.
+void WriteData::hash_whole_blocks() {
+  const uint32_t skip = static_cast<uint32_t>(offset % kBlockBytes);
+  const uint32_t end = (skip + length) / kBlockBytes;
+  for (uint32_t i = skip == 0 ? 0 : 1; i < end; i++) hashes[i] = block_hash(buffer->block(i));
 }
 
 }  // namespace cofs

@@ -1,0 +1,99 @@
+#include "fs/fuse_request_reader.h"
+
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "fs/fuse_ops.h"
+
+namespace cofs {
+
+namespace {
+
+// What stands before the data of a write (linux/fuse.h; the same since version 7.9 of the protocol).
+constexpr size_t kHeadBytes = sizeof(fuse_in_header) + sizeof(fuse_write_in);
+static_assert(kHeadBytes == 80);
+constexpr uint32_t kPayloadBlocksMax = blocks_of_bytes(FuseServer::kRequestBytesMax);
+// Less is copied: a buffer of the pool's largest class must not be held by a few blocks, since memory is counted in
+// blocks.
+constexpr uint32_t kTakenBytesMin = FuseServer::kRequestBytesMax / 2;
+
+// One per thread that reads requests.
+struct Payload {
+  BufferRef buffer;       // where the next payload goes
+  bool is_there = false;  // it has the data of the write that is being handled
+  uint32_t length = 0;    // of that
+};
+thread_local Payload payload;
+
+ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
+  payload.is_there = false;
+  if (size < kHeadBytes + FuseServer::kRequestBytesMax) return read(fd, memory, size);
+  if (!payload.buffer) {
+    payload.buffer = static_cast<FuseServer*>(userdata)->buffers().allocate(kPayloadBlocksMax);
+  }
+  std::byte* const rest = payload.buffer->data();
+  const std::array<iovec, 2> parts = {iovec{memory, kHeadBytes},
+                                      iovec{rest, FuseServer::kRequestBytesMax}};
+  const ssize_t got = readv(fd, parts.data(), parts.size());
+  if (got < static_cast<ssize_t>(kHeadBytes)) return got;
+  const size_t rest_bytes = static_cast<size_t>(got) - kHeadBytes;
+  fuse_in_header head;
+  std::memcpy(&head, memory, sizeof(head));
+  if (head.opcode == FUSE_WRITE) {
+    payload.is_there = true;
+    payload.length = static_cast<uint32_t>(rest_bytes);
+  } else {
+    std::memcpy(static_cast<std::byte*>(memory) + kHeadBytes, rest, rest_bytes);
+  }
+  return got;
+}
+
+ssize_t write_reply(int fd, iovec* parts, int count, void*) { return writev(fd, parts, count); }
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+// A descriptor of its own for a thread, on the same connection.
+int clone_descriptor(int session_fd) {
+  const int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+  if (fd < 0) return -1;
+  auto source = static_cast<uint32_t>(session_fd);
+  if (ioctl(fd, FUSE_DEV_IOC_CLONE, &source) == 0) return fd;
+  close(fd);
+  return -1;
+}
+#endif
+
+}  // namespace
+
+int install_request_reader(fuse_session* session) {
+  fuse_custom_io functions{};
+  functions.read = read_request;
+  functions.writev = write_reply;
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+  functions.clone_fd = clone_descriptor;
+  // By its own name: under the other one only what FUSE_USE_VERSION knows of the structure is taken.
+  return -fuse_session_custom_io_317(session, &functions, sizeof(functions),
+                                     fuse_session_fd(session));
+#else
+  return -fuse_session_custom_io(session, &functions, fuse_session_fd(session));
+#endif
+}
+
+std::optional<WriteData> take_payload(BufferPool& pool, uint64_t offset, const void* bytes,
+                                      uint32_t length) {
+  if (!payload.is_there) return WriteData::fill(pool, offset, bytes, length);
+  payload.is_there = false;
+  if (length > payload.length) return {};
+  if (length < kTakenBytesMin || offset % kBlockBytes != 0) {
+    return WriteData::fill(pool, offset, payload.buffer->data(), length);
+  }
+  return WriteData::adopt(std::move(payload.buffer), offset, length);
+}
+
+}  // namespace cofs
