@@ -182,7 +182,7 @@ Task<Result<>> Store::Impl::release_log_chain() {
     COFS_CO_TRY(unpinned);
   }
   log_blocks = 0;
-  shared_pieces_logged = 0;
+  pieces_logged = 0;
   co_return Result<>();
 }
 

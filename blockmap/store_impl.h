@@ -148,8 +148,8 @@ inline auto let_others_run(Executor& executor) { return outside(executor, [] {})
 // Of tree records that a piece shared by two files adds: an extent and a vref.
 inline constexpr uint64_t kSharedPieceBytes = 2 * (sizeof(ondisk::Key) + sizeof(ondisk::Extent));
 static_assert(sizeof(ondisk::Extent) == sizeof(ondisk::Vref));
-// So many cost a recovery what a block of log does.
-inline constexpr uint64_t kSharedPiecesPerLogBlock = 64;
+// Pieces of mappings that one record shares or removes: so many cost a recovery what a block of log does.
+inline constexpr uint64_t kPiecesPerLogBlock = 64;
 
 struct PhysicalSource;  // copy.cc: blocks to be copied
 
@@ -245,7 +245,7 @@ struct Store::Impl {
   uint64_t log_previous = 0;
   std::vector<uint64_t> log_chain;   // pinned segments of the log since the last durable checkpoint
   uint64_t log_blocks = 0;           // written since the last freeze
-  uint64_t shared_pieces_logged = 0; // since then: a short record that takes long to be repeated
+  uint64_t pieces_logged = 0;        // since then: short records that take long to be repeated
   uint64_t unflushed_data_blocks = 0;
 
   // --- commits ---
