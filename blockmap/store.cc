@@ -38,6 +38,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       task_done(env.executor),
       gc(env.executor) {
   segments.set_counts(state.free_segments, state.node_segments);
+  segments.start_search_at(state.log.segment);
   segments.set_observer([this](uint64_t segment, const SegmentState& segment_state) {
     gc_victims.note(segment, segment_state);
     if (segment_state.state == ondisk::SegmentState::kFree) gc.skips.erase(segment);
