@@ -262,6 +262,7 @@ struct Store::Impl {
   Event checkpoint_done;
   uint64_t checkpoint_sequence = 0;  // of the last frozen one
   uint64_t last_checkpoint_ns = 0;
+  uint64_t frozen_nodes = 0;         // in memory for the checkpoint under way
   int superblock_slot = 0;           // next to write
   bool close_requested = false;      // the next checkpoint marks the volume clean
   uint64_t clean_cursor = 0;         // of the search for sparse node segments
@@ -487,6 +488,9 @@ struct Store::Impl {
   uint64_t log_limit() const;          // a checkpoint is due; at twice as much writers wait for it
   uint64_t dirty_nodes_limit() const;  // writers wait for a checkpoint; half: it is due
   bool log_over_limit(uint64_t factor) const;
+  bool over_changed_nodes() const {
+    return frozen_nodes != 0 && frozen_nodes + tree.dirty_nodes() >= reserves.changed_nodes_max;
+  }
   // Of each segment the header, the footer and the headers of its chunks are no room for data.
   uint64_t segment_overhead() const {
     return geometry.segment_blocks - reserves.segment_data_blocks;
