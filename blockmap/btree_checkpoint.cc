@@ -22,6 +22,7 @@ void FrozenSet::serialize(size_t i, std::span<std::byte> image) {
   Entry& entry = entries[i];
   if (entry.frozen.level == 0) {
     write_leaf_image(entry.leaf, entry.frozen.pointer.birth, target);
+    entry.leaf = LeafImage();  // where the live node has changed since, nobody else has it
   } else {
     const Fanout& fanout = *entry.fanout;
     InternalWriter writer(target, entry.frozen.level, volume_key, entry.frozen.pointer.birth,

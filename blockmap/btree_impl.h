@@ -113,6 +113,10 @@ struct BTree::Impl {
                        const Key& lower, const Key* upper) const;
   bool is_loading(const Node& node) const;
   void evict(uint64_t incoming);
+  // What changed nodes need by now. Between two operations: any clean node may go.
+  void evict_beyond() {
+    if (cache.gives_way()) evict(0);
+  }
 
   // --- btree_update.cc ---
 

@@ -18,6 +18,7 @@ Task<Result<>> BTree::put(Key key, Bytes value) {
   for (;;) {
     if (Node* leaf = impl_->descend(key, 0, missing)) {
       impl_->put_resident(leaf, key, value);
+      impl_->evict_beyond();
       co_return Result<>();
     }
     if (copy.empty() && !value.empty()) {

@@ -182,7 +182,7 @@ Task<Result<>> Store::Impl::release_log_chain() {
     COFS_CO_TRY(unpinned);
   }
   log_blocks = 0;
-  shared_pieces_logged = 0;
+  pieces_logged = 0;
   co_return Result<>();
 }
 
@@ -193,6 +193,7 @@ Task<Result<>> Store::Impl::freeze_tree(FrozenState* frozen) {
   auto assigned = co_await assign_nodes(sequence);
   COFS_CO_TRY(assigned);
   frozen->tree = tree.freeze();
+  frozen_nodes = frozen->tree->size();
   frozen->volume = current_state();
   frozen->volume.sequence = sequence;
   frozen->volume.clean = close_requested;
@@ -302,6 +303,7 @@ Task<Result<>> Store::Impl::run_checkpoint() {
   committing = false;
   commit_done.notify_all();
   if (!committed) {
+    frozen_nodes = 0;
     if (frozen.tree) tree.abandon(*frozen.tree);
     co_return committed;
   }
@@ -317,10 +319,12 @@ Task<Result<>> Store::Impl::run_checkpoint() {
   }
   if (!written) {
     tree.abandon(*frozen.tree);
+    frozen_nodes = 0;
     if (!shut_down) fail_store(written.error(), "a checkpoint could not be written");
     co_return fail(Code::kShutdown, "a checkpoint could not be written");
   }
   tree.finish(*frozen.tree);
+  frozen_nodes = 0;
   counters.checkpoints++;
   last_checkpoint_ns = env.clock.monotonic_ns();
   release_segments();

@@ -27,6 +27,7 @@ constexpr uint64_t kPayNsMax = 50'000'000;
 constexpr uint64_t kBackgroundNs = 1'000'000'000;
 constexpr uint64_t kAggressiveNs = 100'000'000;
 constexpr uint64_t kOpenStreamsMax = 3;   // data, survivors twice: what they hold is counted elsewhere
+constexpr uint64_t kPendingBytesMax = 8ULL << 20;  // of log records in memory
 constexpr uint64_t kVictimsPerRoom = 16;  // emptied at once before the one who waits looks again
 constexpr uint64_t kHeldPerRoom = 4;      // a commit is due when this much of what is had waits for one
 constexpr int kCommitsPerRelease = 2;     // the second one makes usable what the first one freed
@@ -75,13 +76,25 @@ uint64_t Store::Impl::gc_owed_per_block_256() const {
 
 // Bounds that only a commit or a checkpoint can restore.
 Task<Result<>> Store::Impl::keep_bounds() {
-  while (tree.dirty_nodes() >= dirty_nodes_limit() || log_over_limit(2)) {
-    counters.checkpoint_waits++;
-    auto done = co_await store->checkpoint();
-    COFS_CO_TRY(done);
+  while (true) {
+    if (checkpointing && over_changed_nodes() && !shut_down) {  // the next one must not begin for this
+      counters.checkpoint_waits++;
+      co_await checkpoint_done.wait();
+    } else if (tree.dirty_nodes() >= dirty_nodes_limit() || log_over_limit(2)) {
+      counters.checkpoint_waits++;
+      auto done = co_await store->checkpoint();
+      COFS_CO_TRY(done);
+    } else if (pending_records.size() > kPendingBytesMax) {
+      auto done = co_await store->commit();
+      COFS_CO_TRY(done);
+    } else {
+      break;
+    }
   }
   // Before that: the next one who comes here should not have to wait.
-  if (tree.dirty_nodes() * 2 > dirty_nodes_limit() && !checkpointing) kick_background();
+  const bool checkpoint_soon = tree.dirty_nodes() * 2 > dirty_nodes_limit() && !checkpointing;
+  const bool commit_soon = pending_records.size() * 2 > kPendingBytesMax && !committing;
+  if (checkpoint_soon || commit_soon) kick_background();
   co_return Result<>();
 }
 

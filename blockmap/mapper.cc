@@ -12,6 +12,9 @@
 #include "blockmap/store_impl.h"
 
 namespace cofs {
+namespace {
+constexpr uint64_t kPiecesOfAnyRecord = 2;
+}  // namespace
 
 Hold Store::Impl::current_hold() const {
   Hold hold;
@@ -47,6 +50,7 @@ Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, 
                                              uint64_t virtual_block, uint32_t flags) {
   constexpr uint64_t kBatch = 256;
   extent_changes_of(ino)++;
+  const uint64_t pieces_before = pieces_logged;
   const uint64_t end = file_block + count;
   int64_t delta = 0;
   const bool maps = virtual_block != 0 || (flags & ondisk::kExtentUnwritten) != 0;
@@ -71,6 +75,7 @@ Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, 
         COFS_CO_TRY(erased);
       }
       delta -= static_cast<int64_t>(cut_end - cut_start);
+      pieces_logged++;
       if (extent.value.virtual_block != 0) {
         auto dropped = co_await drop_virtual(
             extent.value.virtual_block + (cut_start - extent.file_block), cut_end - cut_start,
@@ -82,6 +87,8 @@ Task<Result<>> Store::Impl::apply_map_extent(uint64_t ino, uint64_t file_block, 
     }
     if (extents->size() < kBatch) break;
   }
+  // One extent with one place is what any record may cost.
+  pieces_logged -= std::min(pieces_logged - pieces_before, kPiecesOfAnyRecord);
   if (maps) {
     delta += static_cast<int64_t>(count);
     if (virtual_block == 0) unwritten_blocks += count;
@@ -187,6 +194,7 @@ Task<Result<>> Store::Impl::free_virtual(uint64_t virtual_block, uint64_t count)
     }
     live_data_blocks -= cut_end - at;
     gc.dropped_blocks += cut_end - at;
+    pieces_logged++;
     at = cut_end;
   }
   co_return Result<>();

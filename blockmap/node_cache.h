@@ -3,11 +3,14 @@
 // A node is clean (equals its image), dirty (changed since), or frozen (unchanged since a freeze
 // whose images are not durable yet); dirty and frozen nodes stay resident. Invariants: a resident
 // node's parent is resident; only clean nodes without resident children are linked in the eviction
-// list; clean_bytes() is what all clean nodes take. Not for: keys, order, or reading nodes.
+// list; clean_bytes() is what all clean nodes take. Changed nodes (dirty or frozen) have kChangedBytes of their
+// own beside the cache; what they take beyond is taken from the clean ones, down to a quarter of these, so that the
+// sum is bounded as long as the store bounds the changed ones. Not for: keys, order, or reading nodes.
 //
 // Thread safety: inside the core only; but see Fanout for what a frozen tree reads outside.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -85,12 +88,24 @@ class NodeCache {
   // To be called after a change of dirty, frozen or resident_children.
   void refresh(Node* node);
 
+  static constexpr uint64_t kChangedBytes = 64ULL << 20;
+  // What clean nodes may take now.
+  uint64_t clean_bytes_max() const {
+    const uint64_t changed = resident_bytes_ - clean_bytes_;
+    const uint64_t beyond = changed - std::min(changed, kChangedBytes);
+    return std::max(cache_bytes_ / 4, cache_bytes_ - std::min(cache_bytes_, beyond));
+  }
+  // Whether clean nodes must go for changed ones.
+  bool gives_way() const {
+    return resident_bytes_ - clean_bytes_ > kChangedBytes && clean_bytes_ > clean_bytes_max();
+  }
+
   // Evicts clean leaves-of-the-cache, least recently used first, until `incoming` more bytes fit
   // the bound or only protected nodes remain. `is_protected(node)`: must stay.
   template <class Predicate>
   void evict(uint64_t incoming, Predicate is_protected) {
     uint64_t attempts = 2 * linked_count_;
-    while (clean_bytes_ + incoming > cache_bytes_ && oldest_ != nullptr && attempts-- > 0) {
+    while (clean_bytes_ + incoming > clean_bytes_max() && oldest_ != nullptr && attempts-- > 0) {
       Node* node = oldest_;
       if (node->referenced || is_protected(*node)) {
         node->referenced = false;

@@ -264,16 +264,26 @@ Task<Result<>> Store::Impl::verify_commit(const std::vector<std::byte>* records,
     return {};
   });
   COFS_CO_TRY(split);
-  for (const InsertedVmap& insert : inserts) {
-    const auto count = static_cast<uint32_t>(insert.checksums.size());
+  for (size_t next = 0; next < inserts.size();) {
+    // What was written here and there in files lies together on the device: one read.
+    const uint64_t start = inserts[next].physical_block;
+    size_t end = next;
+    uint32_t count = 0;
+    while (end < inserts.size() && inserts[end].physical_block == start + count &&
+           count + inserts[end].checksums.size() <= BufferPool::kBufferBlocksMax) {
+      count += static_cast<uint32_t>(inserts[end++].checksums.size());
+    }
     BufferRef buffer = env.buffers.allocate(count);
-    auto read = co_await read_into(&env, insert.physical_block, count, buffer->data());
+    auto read = co_await read_into(&env, start, count, buffer->data());
     COFS_CO_TRY(read);
     counters.read_bytes += bytes_of_blocks(count);
-    for (uint32_t i = 0; i < count; i++) {
-      const uint32_t checksum = key_block_checksum(block_hash(buffer->block(i)),
-                                                   insert.virtual_block + i, geometry.volume_key);
-      if (checksum != insert.checksums[i]) co_return Result<>();
+    for (uint32_t block = 0; next < end; next++) {
+      const InsertedVmap& insert = inserts[next];
+      for (uint64_t i = 0; i < insert.checksums.size(); i++) {
+        const uint32_t checksum = key_block_checksum(block_hash(buffer->block(block++)),
+                                                     insert.virtual_block + i, geometry.volume_key);
+        if (checksum != insert.checksums[i]) co_return Result<>();
+      }
     }
   }
   *intact = true;

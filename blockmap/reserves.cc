@@ -44,7 +44,8 @@ namespace {
 
 constexpr uint64_t kDirtyNodesFloorMin = 16;
 constexpr uint64_t kDirtyNodesMin = 64;
-constexpr uint64_t kDirtyNodesMax = 16'384;    // 128 MiB of 8 KiB nodes
+constexpr uint64_t kDirtyNodesMax = 12'288;    // 96 MiB of 8 KiB nodes
+constexpr uint64_t kChangedNodesBeside = 4096;
 constexpr uint64_t kCollectedNodesMin = 64;    // 16 fragments, 16 groups of inodes
 constexpr uint64_t kChunksPerSegment = 3;      // a checkpoint's rounds end chunks early
 constexpr uint64_t kLogSegmentsOpen = 4;       // see above
@@ -114,6 +115,7 @@ Reserves plan_reserves(const Geometry& geometry, uint64_t dirty_nodes_max) {
 
   reserves.dirty_nodes_max = dirty_nodes_max != 0 ? std::max(dirty_nodes_max, kDirtyNodesFloorMin)
                                                   : dirty_nodes_max_for(geometry);
+  reserves.changed_nodes_max = reserves.dirty_nodes_max + kChangedNodesBeside;
   reserves.dirty_nodes_floor = std::min(reserves.dirty_nodes_max, dirty_nodes_floor_for(geometry));
   reserves.log_max_blocks = geometry.log_limit_blocks;
   reserves.log_floor_blocks =

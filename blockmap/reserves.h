@@ -21,6 +21,8 @@ struct Reserves {
   // full volume, too; between floor and max it is what can be spared (space.cc).
   uint64_t dirty_nodes_floor = 0;
   uint64_t dirty_nodes_max = 0;
+  // Dirty ones, and those that a checkpoint is writing: memory, so writers wait for it whatever the room.
+  uint64_t changed_nodes_max = 0;
   uint64_t log_floor_blocks = 0;     // due; writers wait at twice as much
   uint64_t log_max_blocks = 0;
 

@@ -7,6 +7,8 @@ namespace cofs {
 namespace {
 
 constexpr size_t kResidentGroupsMax = 4096;  // 6 MiB of memory
+constexpr uint64_t kGroupsSearched = 256;    // from the front: so many take no time
+constexpr size_t kUsableMax = 65'536;        // free segments known by number
 
 bool is_node_stream(ondisk::Stream stream) {
   return stream == ondisk::Stream::kMeta || stream == ondisk::Stream::kMetaMirror;
@@ -61,6 +63,10 @@ void SegmentTable::set_counts(uint64_t free_segments, uint64_t node_segments) {
   node_segments_ = node_segments;
 }
 
+void SegmentTable::start_search_at(uint64_t segment) {
+  if (group_count() > kGroupsSearched) scan_group_ = segment / ondisk::kSegmentGroup % group_count();
+}
+
 uint64_t SegmentTable::group_count() const {
   return (geometry_.segment_count + ondisk::kSegmentGroup - 1) / ondisk::kSegmentGroup;
 }
@@ -81,6 +87,8 @@ Task<Result<SegmentTable::Group*>> SegmentTable::load_group(uint64_t group) {
   if (auto found = groups_.find(group); found != groups_.end()) co_return &found->second;
   auto loaded = co_await read_group(group);
   COFS_CO_TRY(loaded);
+  // A volume at rest makes no checkpoints, and its segments are looked at all the same.
+  if (groups_.size() >= 2 * kResidentGroupsMax) trim();
   co_return &groups_.try_emplace(group, *loaded).first->second;  // somebody else may have been first
 }
 
@@ -292,7 +300,11 @@ std::vector<uint64_t> SegmentTable::release_held(const HoldProgress& progress) {
 
 void SegmentTable::add_usable(uint64_t segment) {
   set_aside_.erase(segment);
-  usable_.insert(segment);
+  if (usable_.size() < kUsableMax) {
+    usable_.insert(segment);
+  } else {
+    scanned_groups_ = 0;  // it is found again once those are used up
+  }
 }
 
 Task<Result<bool>> SegmentTable::flush_groups() {

@@ -51,6 +51,9 @@ class SegmentTable {
   SegmentTable(const Geometry& geometry, BTree& tree);
 
   void set_counts(uint64_t free_segments, uint64_t node_segments);
+  // Where the search for free segments begins on a volume of very many: where the last ones were found. On
+  // others it begins at the front, so that an image file stays as short as it can.
+  void start_search_at(uint64_t segment);
 
   // Called with each segment that was sealed or freed, and whenever the live blocks of a sealed one change.
   // Must not call the table.
@@ -131,7 +134,7 @@ class SegmentTable {
   BTree& tree_;
   std::function<void(uint64_t, const SegmentState&)> observer_ = [](uint64_t, const SegmentState&) {};
   std::unordered_map<uint64_t, Group> groups_;
-  std::set<uint64_t> usable_;  // known free and unheld, lowest first
+  std::set<uint64_t> usable_;  // known free and unheld, lowest first; not all, where there are very many
   uint64_t scan_group_ = 0;
   uint64_t scanned_groups_ = 0;
   std::unordered_map<uint64_t, Hold> held_;

@@ -108,7 +108,7 @@ Task<Result<>> Store::Impl::apply_share_extents(ShareRange range) {
     mapped += static_cast<int64_t>(piece.count);
   }
   metadata_debt_bytes += pieces.size() * kSharedPieceBytes;
-  shared_pieces_logged += pieces.size();
+  pieces_logged += pieces.size();
   if (mapped != 0 && client != nullptr && !replaying) {
     client->mapped_blocks_changed(range.target_ino, mapped);
   }

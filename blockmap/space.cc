@@ -160,7 +160,7 @@ uint64_t Store::Impl::dirty_nodes_limit() const {
 // What is applied and not composed yet will be in the log, too.
 bool Store::Impl::log_over_limit(uint64_t factor) const {
   return log_blocks + blocks_of_bytes(pending_records.size()) +
-             shared_pieces_logged / kSharedPiecesPerLogBlock >
+             pieces_logged / kPiecesPerLogBlock >
          factor * log_limit();
 }
 

@@ -38,6 +38,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       task_done(env.executor),
       gc(env.executor) {
   segments.set_counts(state.free_segments, state.node_segments);
+  segments.start_search_at(state.log.segment);
   segments.set_observer([this](uint64_t segment, const SegmentState& segment_state) {
     gc_victims.note(segment, segment_state);
     if (segment_state.state == ondisk::SegmentState::kFree) gc.skips.erase(segment);
@@ -128,6 +129,14 @@ bool Store::shut_down() const { return impl_->shut_down; }
 bool Store::read_only() const { return impl_->options.read_only; }
 uint64_t Store::allocate_inode() { return impl_->next_inode++; }
 const StoreCounters& Store::counters() const { return impl_->counters; }
+MemoryReport Store::memory() const {
+  MemoryReport report;
+  report.node_bytes = impl_->tree.cached_bytes();
+  report.dirty_nodes = impl_->tree.dirty_nodes();
+  report.frozen_nodes = impl_->frozen_nodes;
+  report.pending_bytes = impl_->pending_records.size();
+  return report;
+}
 const CopyCounters& Store::copy_counters() const { return impl_->copier.counters(); }
 const CopyCounters& Store::gc_copy_counters() const { return impl_->gc.copies; }
 const CopyRates& Store::copy_rates() const { return impl_->copier.rates(); }

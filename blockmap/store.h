@@ -303,6 +303,13 @@ struct StoreCounters {
   uint64_t gc_host_bytes = 0;       // … and by reading and writing
 };
 
+struct MemoryReport {
+  uint64_t node_bytes = 0;       // tree nodes in memory
+  uint64_t dirty_nodes = 0;
+  uint64_t frozen_nodes = 0;     // in memory for the checkpoint under way
+  uint64_t pending_bytes = 0;    // log records
+};
+
 struct VolumeInfo {
   std::string label;
   std::string uuid;  // 8-4-4-4-12
@@ -417,6 +424,7 @@ class Store {
   // --- Reports ---
   SpaceReport space() const;
   const StoreCounters& counters() const;
+  MemoryReport memory() const;
   const CopyCounters& copy_counters() const;  // of copy_blocks()
   const CopyCounters& gc_copy_counters() const;
   const CopyRates& copy_rates() const;

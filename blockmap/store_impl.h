@@ -148,8 +148,8 @@ inline auto let_others_run(Executor& executor) { return outside(executor, [] {})
 // Of tree records that a piece shared by two files adds: an extent and a vref.
 inline constexpr uint64_t kSharedPieceBytes = 2 * (sizeof(ondisk::Key) + sizeof(ondisk::Extent));
 static_assert(sizeof(ondisk::Extent) == sizeof(ondisk::Vref));
-// So many cost a recovery what a block of log does.
-inline constexpr uint64_t kSharedPiecesPerLogBlock = 64;
+// Pieces of mappings that one record shares or removes: so many cost a recovery what a block of log does.
+inline constexpr uint64_t kPiecesPerLogBlock = 64;
 
 struct PhysicalSource;  // copy.cc: blocks to be copied
 
@@ -245,7 +245,7 @@ struct Store::Impl {
   uint64_t log_previous = 0;
   std::vector<uint64_t> log_chain;   // pinned segments of the log since the last durable checkpoint
   uint64_t log_blocks = 0;           // written since the last freeze
-  uint64_t shared_pieces_logged = 0; // since then: a short record that takes long to be repeated
+  uint64_t pieces_logged = 0;        // since then: short records that take long to be repeated
   uint64_t unflushed_data_blocks = 0;
 
   // --- commits ---
@@ -262,6 +262,7 @@ struct Store::Impl {
   Event checkpoint_done;
   uint64_t checkpoint_sequence = 0;  // of the last frozen one
   uint64_t last_checkpoint_ns = 0;
+  uint64_t frozen_nodes = 0;         // in memory for the checkpoint under way
   int superblock_slot = 0;           // next to write
   bool close_requested = false;      // the next checkpoint marks the volume clean
   uint64_t clean_cursor = 0;         // of the search for sparse node segments
@@ -487,6 +488,9 @@ struct Store::Impl {
   uint64_t log_limit() const;          // a checkpoint is due; at twice as much writers wait for it
   uint64_t dirty_nodes_limit() const;  // writers wait for a checkpoint; half: it is due
   bool log_over_limit(uint64_t factor) const;
+  bool over_changed_nodes() const {
+    return frozen_nodes != 0 && frozen_nodes + tree.dirty_nodes() >= reserves.changed_nodes_max;
+  }
   // Of each segment the header, the footer and the headers of its chunks are no room for data.
   uint64_t segment_overhead() const {
     return geometry.segment_blocks - reserves.segment_data_blocks;

@@ -164,6 +164,7 @@ Task<Result<>> Files::Impl::clear_range(Inode& inode, uint64_t offset, uint64_t 
   const uint64_t end = std::max(split.first, split.end);
   uint64_t first = split.first;
   for (;;) {
+    if (first != split.first) co_await let_others_in();
     auto transaction = co_await store.begin(Cost(0, kMapRecordBytes), space_class);
     COFS_CO_TRY(transaction);
     auto step = co_await add_unmap_step(*transaction, inode, first, end, flags);

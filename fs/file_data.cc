@@ -171,6 +171,24 @@ std::vector<BlockRange> FileData::dirty_ranges(uint64_t file_block, uint64_t cou
   return ranges;
 }
 
+std::vector<BlockRange> FileData::ranges_from(uint64_t file_block, size_t limit) const {
+  std::vector<BlockRange> ranges;
+  auto dirty = first_ending_after(dirty_, file_block);
+  auto claim = first_ending_after(claims_, file_block);
+  while (ranges.size() < limit && (dirty != dirty_.end() || claim != claims_.end())) {
+    const bool take_dirty = claim == claims_.end() ||
+                            (dirty != dirty_.end() && dirty->first <= claim->first);
+    if (take_dirty) {
+      ranges.push_back(BlockRange{dirty->first, dirty->second.count});
+      ++dirty;
+    } else {
+      ranges.push_back(BlockRange{claim->first, claim->second.count});
+      ++claim;
+    }
+  }
+  return ranges;
+}
+
 uint64_t FileData::dirty_blocks_in(uint64_t file_block, uint64_t count) const {
   const uint64_t end = file_block + count;
   uint64_t blocks = 0;

@@ -63,6 +63,9 @@ class FileData {
   bool overlaps_dirty(uint64_t file_block, uint64_t count) const;
   // The dirty ones, in order.
   std::vector<BlockRange> dirty_ranges(uint64_t file_block, uint64_t count) const;
+  // What is in memory at or after `file_block`, dirty or in flight: the first `limit` ranges in order, which may
+  // overlap. What lies before the last one's start is complete if there are `limit` of them; else all is.
+  std::vector<BlockRange> ranges_from(uint64_t file_block, size_t limit) const;
   // How many blocks of the range are dirty.
   uint64_t dirty_blocks_in(uint64_t file_block, uint64_t count) const;
   // The first file block at or after `file_block` that is in memory.

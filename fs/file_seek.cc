@@ -1,7 +1,8 @@
 // SEEK_DATA and SEEK_HOLE: data is what is in memory or mapped and written; the rest is holes. Exact to
 // the block; inline data is data from 0 to the size.
 //
-// Memory is noted before the tree is asked, so data that a flush moves meanwhile is seen at least once.
+// Both are looked at a window at a time, whatever is in memory. Memory is noted before the tree is asked, so data that
+// a flush moves meanwhile is seen at least once.
 
 #include <algorithm>
 #include <utility>
@@ -46,16 +47,14 @@ Task<Result<uint64_t>> Files::seek(uint64_t ino, uint64_t offset, bool for_data)
 
   const uint64_t end = blocks_of_bytes(size);
   uint64_t cursor = offset / kBlockBytes;
-  std::vector<BlockRange> in_memory;
-  for (const FileData::Piece& piece : file.data.pieces(cursor, end - cursor)) {
-    in_memory.push_back(BlockRange{piece.file_block, piece.count});
-  }
   while (cursor < end) {
     constexpr uint64_t kWindow = 64;
+    std::vector<BlockRange> data = file.data.ranges_from(cursor, kWindow);
+    const uint64_t memory_known = data.size() < kWindow ? end : data.back().start;
     auto mappings = co_await impl.store.map_range(ino, cursor, end - cursor, kWindow);
     COFS_CO_TRY(mappings);
-    const uint64_t known = mappings->size() < kWindow ? end : mappings->back().end();
-    std::vector<BlockRange> data = in_memory;
+    const uint64_t known =
+        std::min(memory_known, mappings->size() < kWindow ? end : mappings->back().end());
     for (const Mapping& mapping : *mappings) {
       if (mapping.virtual_block != 0) {
         data.push_back(BlockRange{mapping.file_block, mapping.count});

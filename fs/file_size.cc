@@ -59,6 +59,14 @@ Task<Result<uint64_t>> Files::Impl::add_unmap_step(Transaction& transaction, Ino
   COFS_CO_TRY(mappings);
   const bool last = mappings->size() <= extents_max;
   uint64_t step_end = last ? end : (*mappings)[extents_max - 1].end();
+  uint64_t blocks = 0;
+  for (const Mapping& mapping : *mappings) {
+    if (mapping.virtual_block == 0) continue;
+    blocks += mapping.count;
+    if (blocks <= kStepBlocksMax) continue;
+    step_end = std::min(step_end, mapping.end() - (blocks - kStepBlocksMax));
+    break;
+  }
   if (flags != 0) {  // one record holds no more
     step_end = std::min(step_end, first + ondisk::kExtentBlocksMax);
   }
@@ -160,6 +168,7 @@ Task<Result<>> Files::Impl::shrink(Inode& inode, uint64_t size) {
 
 Task<Result<>> Files::Impl::truncate_steps(Inode& inode, uint64_t first) {
   while (first < kFileBlocksMax) {
+    co_await let_others_in();
     auto transaction = co_await store.begin(Cost(0, kStepRecordBytes), SpaceClass::kDelete);
     COFS_CO_TRY(transaction);
     auto step = co_await add_unmap_step(*transaction, inode, first, kFileBlocksMax, 0);
@@ -189,6 +198,7 @@ Task<Result<>> Files::free_data(Inode& inode) {
   Impl& impl = *impl_;
   uint64_t first = 0;
   while (first < kFileBlocksMax) {
+    if (first != 0) co_await impl.let_others_in();
     auto transaction = co_await impl.store.begin(Cost(0, kStepRecordBytes), SpaceClass::kDelete);
     COFS_CO_TRY(transaction);
     auto step = co_await impl.add_unmap_step(*transaction, inode, first, kFileBlocksMax, 0);

@@ -29,6 +29,8 @@ inline constexpr uint64_t kDirtyFragmentsMin = 16;      // always allowed, howev
 inline constexpr uint64_t kDirtyBlocksMin = 32;
 inline constexpr uint64_t kStepExtentsMin = 8;          // bounds of step_extents()
 inline constexpr uint64_t kStepExtentsMax = 512;
+// And so many blocks: 256 MiB, whose places are as many records at worst, all erased in one go.
+inline constexpr uint64_t kStepBlocksMax = 65'536;
 inline constexpr uint64_t kShareExtentsMax = 16'384;    // shared in one transaction
 inline constexpr uint64_t kCopyBatchBlocks = 16'384;    // copied between two transactions
 inline constexpr size_t kCopyBatchesUnderWay = 2;
@@ -146,6 +148,8 @@ struct Files::Impl {
     uint64_t end = 0;  // the first file block not looked at
     std::vector<uint64_t> tokens;
   };
+  // Between two steps of long work: whoever else can run goes first.
+  auto let_others_in() { return outside(environment.executor, [] {}); }
   // Applying: gives dirty runs from `from` on to the transaction.
   Taken take_into(Transaction& transaction, const InodeRef& inode, uint64_t from,
                   uint64_t blocks_max, uint64_t fragments_max);
@@ -175,7 +179,8 @@ struct Files::Impl {
   Task<Result<>> grow(Inode& inode, uint64_t size);
   Task<Result<>> shrink(Inode& inode, uint64_t size);
   // Applying: adds to the transaction the removal (or, with flags kExtentUnwritten, preallocation) of
-  // the mapping from `first` on, as far as step_extents() extents reach; returns where that ends.
+  // the mapping from `first` on, as far as step_extents() extents and kStepBlocksMax blocks reach; returns where
+  // that ends.
   Task<Result<uint64_t>> add_unmap_step(Transaction& transaction, Inode& inode, uint64_t first,
                                         uint64_t end, uint32_t flags);
   Task<Result<>> truncate_steps(Inode& inode, uint64_t first);

@@ -26,7 +26,7 @@ struct FsOptions {
   AccessTimes access_times = AccessTimes::kRelative;
   bool directory_access_times = true;       // false: reading a directory leaves its access time alone
   uint64_t dirty_bytes_max = 64ULL << 20;   // of file data in memory before writers wait
-  uint64_t inodes_cached_max = 65'536;
+  uint64_t inodes_cached_max = 32'768;      // unused ones; a commit is due when half as many have changed
   uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond
   bool read_only = false;
   CloneMode clone_mode = CloneMode::kDevice;  // where no attribute says otherwise
@@ -129,6 +129,7 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<>> sync();  // everything
   Task<Result<>> sync_file(uint64_t ino);  // fsync: everything too (docs/decisions/0003)
   FsStatistics statistics() const;
+  uint64_t inodes_in_memory() const { return inodes_->resident_count(); }
   Store& store() { return *store_; }
   Jobs& jobs() { return *jobs_; }
   Environment& environment() { return environment_; }

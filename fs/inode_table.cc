@@ -126,7 +126,7 @@ void InodeTable::forget_dirty(Inode& inode) {
 
 bool InodeTable::wants_commit() const {
   const uint64_t groups_max = std::max(kDirtyGroupsMin, store_.dirty_nodes_floor() / kDirtyNodeShare);
-  return dirty_groups_.size() > groups_max || dirty_.size() > std::max(cached_max_, kDirtyInodesMin);
+  return dirty_groups_.size() > groups_max || dirty_.size() > std::max(cached_max_ / 2, kDirtyInodesMin);
 }
 
 void InodeTable::collect(Transaction& transaction) {

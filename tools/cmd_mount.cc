@@ -105,6 +105,7 @@ class MountProcess {
     sigset_t signals = ending_signals();
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
     raise_limits();
+    bound_heap();
     journal_ = answer_.is_background() ? LogJournal::to_system_log(arguments_.source)
                                        : LogJournal::to_stderr("cofs", Severity::kInfo);
     TargetMode mode = options_.read_only ? TargetMode::kReadOnly : TargetMode::kReadWrite;

@@ -116,6 +116,18 @@ Json scrub_figures(const ScrubTotals& totals) {
           {"last_end_seconds", totals.last_end}};
 }
 
+Json memory_figures(FileSystem& fs) {
+  const BufferPool& buffers = fs.environment().buffers;
+  const MemoryReport memory = fs.store().memory();
+  return {{"buffer_bytes", buffers.bytes_in_use()},
+          {"buffer_bytes_held", buffers.bytes_held()},
+          {"node_bytes", memory.node_bytes},
+          {"dirty_nodes", memory.dirty_nodes},
+          {"frozen_nodes", memory.frozen_nodes},
+          {"pending_bytes", memory.pending_bytes},
+          {"inodes", fs.inodes_in_memory()}};
+}
+
 // By these a program knows what it may ask of the mount.
 Json session_figures(const FuseServer& server) {
   const SessionFeatures features = server.features();
@@ -171,7 +183,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
         {"nodes_cleaned", counters.nodes_cleaned}}},
       {"scrub", scrub_figures(fs.jobs().scrub_totals())},
       {"fuse", session_figures(server)},
-      {"memory", {{"buffer_bytes", fs.environment().buffers.bytes_in_use()}}},
+      {"memory", memory_figures(fs)},
       {"write_amplification", std::round(amplification * 1000) / 1000}};
   // A label may hold any bytes.
   return text.dump(2, ' ', false, Json::error_handler_t::replace);

@@ -1,5 +1,6 @@
 #include "tools/volume.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -52,6 +53,17 @@ MachineOptions MachineOptions::for_server(const std::string& path, TargetMode mo
   options.lock_wait = lock_wait_for(path);
   options.arena_bytes = dirty_bytes + (32ULL << 20);
   return options;
+}
+
+// One thread at a time is inside the core, so that further arenas would save no waiting. What is large goes back to the
+// kernel at once.
+void bound_heap() {
+  constexpr int kArenas = 2;
+  constexpr int kMappedBytes = 256 << 10;
+  constexpr int kTrimBytes = 4 << 20;
+  mallopt(M_ARENA_MAX, kArenas);
+  mallopt(M_MMAP_THRESHOLD, kMappedBytes);
+  mallopt(M_TRIM_THRESHOLD, kTrimBytes);
 }
 
 Machine::Machine(uint64_t arena_bytes, Journal& journal)

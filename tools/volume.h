@@ -35,6 +35,10 @@ struct MachineOptions {
 // be closing; one that is mounted will not go away.
 std::chrono::milliseconds lock_wait_for(const std::string& path);
 
+// For a server, before it starts threads: the heap's memory follows what is needed, instead of staying what each
+// thread once needed.
+void bound_heap();
+
 class Machine {
  public:
   static Result<std::unique_ptr<Machine>> open(const std::string& path,

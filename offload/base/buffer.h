@@ -1,13 +1,19 @@
 // Memory for device I/O: block-aligned, reference-counted buffers out of one long-lived arena that a
-// device can register with io_uring once.
+// device can register with io_uring once, and out of further regions where that is not enough.
 //
 // A Buffer is written by whoever holds the only reference, or read by all. Reference counts are
 // atomic: buffers are filled by FUSE threads, kept by the core, and read by I/O threads.
+//
+// Memory is not bound to a size: regions are halved down to what is asked for, and what is given back is joined
+// with its other half (a buddy allocator). So the pool takes about what was in use at once, whatever sizes that
+// had, and not the sum of what each size ever needed; regions beyond the arena go back to the kernel.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <vector>
@@ -32,6 +38,7 @@ class Buffer {
   uint32_t blocks_ = 0;      // capacity of the size class
   uint8_t size_class_ = 0;
   bool in_arena_ = false;
+  uint32_t place_ = 0;       // the pool's number of its first block
   std::atomic<uint32_t> references_{0};
   BufferPool* pool_ = nullptr;
 };
@@ -62,7 +69,7 @@ class BufferRef {
 };
 
 // Thread-safe. Buffers come in size classes of 1, 2, 4, … 512 blocks; recently used ones first, so that
-// their pages are warm. Beyond the arena, memory comes from the heap (unregistered).
+// their pages are warm. Beyond the arena, memory is unregistered.
 class BufferPool {
  public:
   static constexpr uint32_t kBufferBlocksMax = 512;  // 2 MiB
@@ -77,19 +84,55 @@ class BufferPool {
 
   std::span<std::byte> arena() const { return {arena_, arena_bytes_}; }
   uint64_t bytes_in_use() const { return in_use_.load(std::memory_order_relaxed); }
+  // The arena, and what was taken beside it.
+  uint64_t bytes_held() const { return held_.load(std::memory_order_relaxed); }
+  // Asserts that free and used blocks are accounted for, and that no two free halves lie side by side: for tests.
+  void check_invariants();
 
  private:
   friend class BufferRef;
-  static constexpr int kClasses = 10;
+  static constexpr uint32_t kClasses = 10;
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  // At the first block of each free range; other blocks' are meaningless.
+  struct Slot {
+    uint32_t next = kNone;
+    uint32_t previous = kNone;
+    uint8_t free_class = kClasses;  // kClasses: it is not the start of a free range
+  };
+  // kBufferBlocksMax blocks, of which the arena's last region may have fewer.
+  struct Region {
+    std::byte* base = nullptr;
+    uint32_t blocks = 0;
+    bool in_arena = false;
+    std::array<Slot, kBufferBlocksMax> slots;
+  };
+  using Lists = std::array<uint32_t, kClasses>;  // the first free range of each class
+
   void release(Buffer* buffer);
+  void add_region(std::byte* base, uint32_t blocks, bool in_arena);
+  bool grow();
+  void give_up_quick();
+  uint32_t take(Lists& lists, uint32_t size_class);
+  std::byte* put(uint32_t place, uint32_t size_class);  // the address of a region to be unmapped, or null
+  void link(uint32_t place, uint32_t size_class);
+  void unlink(uint32_t place);
+  Region& region_of(uint32_t place) { return *regions_[place / kBufferBlocksMax]; }
+  Slot& slot(uint32_t place) { return region_of(place).slots[place % kBufferBlocksMax]; }
+  Lists& lists_of(const Region& region) { return region.in_arena ? arena_free_ : heap_free_; }
 
   std::byte* arena_ = nullptr;
   uint64_t arena_bytes_ = 0;
-  uint64_t arena_used_ = 0;
   std::mutex mutex_;
-  std::vector<Buffer*> free_[kClasses];
-  std::vector<Buffer*> all_;
+  std::vector<std::unique_ptr<Region>> regions_;  // null: unmapped again
+  std::vector<uint32_t> unused_regions_;          // numbers of those
+  uint32_t spare_regions_ = 0;                    // beyond the arena, all free, kept for the next who asks
+  Lists arena_free_;
+  Lists heap_free_;
+  std::array<std::vector<Buffer*>, kClasses> quick_;  // of the arena, as they were given back
+  std::vector<Buffer*> blank_;                        // without memory
   std::atomic<uint64_t> in_use_{0};
+  std::atomic<uint64_t> held_{0};
 };
 
 }  // namespace cofs

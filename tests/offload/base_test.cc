@@ -153,6 +153,45 @@ TEST(BufferPool, EverySizeAndNoOverlap) {
   }
 }
 
+// What one size gave back serves the others: it takes what is in use at once, not the sum over the sizes.
+TEST(BufferPool, MemoryIsNotBoundToASize) {
+  constexpr uint64_t kArenaBytes = 8ULL << 20;
+  BufferPool pool(kArenaBytes);
+  for (uint32_t blocks = 1; blocks <= BufferPool::kBufferBlocksMax; blocks *= 2) {
+    std::vector<BufferRef> held;
+    for (uint64_t bytes = 0; bytes < 4 * kArenaBytes; bytes += uint64_t{blocks} * kBlockBytes) {
+      held.push_back(pool.allocate(blocks));
+    }
+    EXPECT_LE(pool.bytes_held(), 4 * kArenaBytes + (2ULL << 20)) << blocks;
+    pool.check_invariants();
+  }
+  // Beside the arena no more stays than serves the next ones.
+  EXPECT_LE(pool.bytes_held(), kArenaBytes + (8ULL << 20));
+}
+
+TEST(BufferPool, RandomSizesKeepTheInvariants) {
+  for (uint64_t seed = 1; seed <= 20; seed++) {
+    SimRandom random(seed);
+    BufferPool pool((random.below(3) << 20) + random.below(64) * kBlockBytes);
+    std::vector<BufferRef> held(200);
+    uint64_t most = 0;
+    for (int i = 0; i < 4000; i++) {
+      const auto blocks = static_cast<uint32_t>(1 + random.below(uint64_t{1} << random.below(10)));
+      BufferRef& place = held[random.below(held.size())];
+      place = BufferRef();
+      if (random.below(3) == 0) continue;
+      place = pool.allocate(blocks);
+      std::memset(place->data(), static_cast<int>(i & 255), place->bytes().size());
+      most = std::max(most, pool.bytes_in_use());
+      if (i % 256 == 0) pool.check_invariants();
+    }
+    pool.check_invariants();
+    EXPECT_LE(pool.bytes_held(), 2 * most + pool.arena().size() + (16ULL << 20)) << "seed " << seed;
+    held.clear();
+    pool.check_invariants();
+  }
+}
+
 TEST(BufferRef, CountsItsHolders) {
   BufferPool pool(0);
   BufferRef one = pool.allocate(1);
