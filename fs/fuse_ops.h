@@ -126,4 +126,8 @@ bool on_clone_ioctl(fuse_req_t request, uint64_t ino, unsigned command, FileHand
                     size_t in_size, size_t out_size);
 void install_session_operations(fuse_lowlevel_ops& operations);    // fuse_ops.cc: init, destroy
 
+// fuse_sync_requests.cc: has sync(2) and syncfs(2), which the kernel (Linux 6.18) sends for block devices, arrive as an
+// fsync of the root directory. To be called once the session is mounted. False: the library can't have it.
+bool accept_sync_requests(fuse_session* session);
+
 }  // namespace cofs

@@ -183,6 +183,10 @@ Outcome FuseServer::mount() {
     return failed(reason.empty() ? "the kernel refused the mount" : reason);
   }
   mounted_ = true;
+  if (options_.block_device && !accept_sync_requests(session_)) {
+    journal_.write(Severity::kWarning, "sync(2) does not reach this mount (libfuse: " + messages.take_last() +
+                                           "); cofs sync does");
+  }
   messages.set_journal(&journal_);
   return {};
 }
