@@ -19,6 +19,7 @@ namespace {
 // What stands before the data of a write (linux/fuse.h; the same since version 7.9 of the protocol).
 constexpr size_t kHeadBytes = sizeof(fuse_in_header) + sizeof(fuse_write_in);
 static_assert(kHeadBytes == 80);
+constexpr size_t kFsyncBytes = sizeof(fuse_in_header) + sizeof(fuse_fsync_in);
 constexpr uint32_t kPayloadBlocksMax = blocks_of_bytes(FuseServer::kRequestBytesMax);
 // Less is copied: a buffer of the pool's largest class must not be held by a few blocks, since memory is counted in
 // blocks.
@@ -32,26 +33,47 @@ struct Payload {
 };
 thread_local Payload payload;
 
-ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
-  payload.is_there = false;
-  if (size < kHeadBytes + FuseServer::kRequestBytesMax) return read(fd, memory, size);
-  if (!payload.buffer) {
-    payload.buffer = static_cast<FuseServer*>(userdata)->buffers().allocate(kPayloadBlocksMax);
-  }
-  std::byte* const rest = payload.buffer->data();
-  const std::array<iovec, 2> parts = {iovec{memory, kHeadBytes},
-                                      iovec{rest, FuseServer::kRequestBytesMax}};
+// The kernel (Linux 6.18) sends FUSE_SYNCFS for block devices, which libfuse (up to 3.18.3) has no handler for. It would
+// answer ENOSYS, which the kernel takes as "nothing to do", and never ask again. An fsync of the root directory commits
+// everything here (docs/decisions/0003), and is answered alike, by an error or none.
+ssize_t make_sync_an_fsync(fuse_in_header head, void* memory) {
+  const fuse_fsync_in arguments{};  // no open file; data and attributes
+  head.opcode = FUSE_FSYNCDIR;
+  head.nodeid = FUSE_ROOT_ID;
+  head.len = kFsyncBytes;
+  std::memcpy(memory, &head, sizeof(head));
+  std::memcpy(static_cast<std::byte*>(memory) + sizeof(head), &arguments, sizeof(arguments));
+  return kFsyncBytes;
+}
+
+ssize_t read_apart(int fd, void* memory, BufferPool& pool) {
+  if (!payload.buffer) payload.buffer = pool.allocate(kPayloadBlocksMax);
+  const std::array<iovec, 2> parts = {
+      iovec{memory, kHeadBytes}, iovec{payload.buffer->data(), FuseServer::kRequestBytesMax}};
   const ssize_t got = readv(fd, parts.data(), parts.size());
   if (got < static_cast<ssize_t>(kHeadBytes)) return got;
-  const size_t rest_bytes = static_cast<size_t>(got) - kHeadBytes;
   fuse_in_header head;
   std::memcpy(&head, memory, sizeof(head));
+  const size_t rest_bytes = static_cast<size_t>(got) - kHeadBytes;
   if (head.opcode == FUSE_WRITE) {
     payload.is_there = true;
     payload.length = static_cast<uint32_t>(rest_bytes);
   } else {
-    std::memcpy(static_cast<std::byte*>(memory) + kHeadBytes, rest, rest_bytes);
+    std::memcpy(static_cast<std::byte*>(memory) + kHeadBytes, payload.buffer->data(), rest_bytes);
   }
+  return got;
+}
+
+ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
+  payload.is_there = false;
+  // The library's buffer is as large as the requests that were agreed on; smaller ones need no place of their own.
+  const bool apart = size >= kHeadBytes + FuseServer::kRequestBytesMax;
+  const ssize_t got =
+      apart ? read_apart(fd, memory, static_cast<FuseServer*>(userdata)->buffers()) : read(fd, memory, size);
+  if (got < static_cast<ssize_t>(sizeof(fuse_in_header))) return got;
+  fuse_in_header head;
+  std::memcpy(&head, memory, sizeof(head));
+  if (head.opcode == FUSE_SYNCFS && size >= kFsyncBytes) return make_sync_an_fsync(head, memory);
   return got;
 }
 

@@ -187,7 +187,8 @@ Outcome FuseServer::mount() {
   const int error = install_request_reader(session_);
   messages.take_last();
   if (error != 0) {
-    journal_.write(Severity::kInfo, std::string("the library reads requests by itself, so writes are copied once more: ") +
+    journal_.write(Severity::kInfo, std::string("the library reads requests by itself: writes are copied once more, and "
+                                                "sync(2) does not reach this mount (cofs sync does): ") +
                                         strerror(error));
   }
   messages.set_journal(&journal_);

@@ -94,23 +94,34 @@ def excluded_in(section):
     return out
 
 
+def slow_tests():
+    """name -> how many times the time limit it may take (slow.list)."""
+    out = {}
+    for entry in read_list(HERE / "slow.list"):
+        match = re.fullmatch(r"(\S+)\s+(\d+)", entry)
+        if match is None:
+            raise CanNotRun(f"slow.list: not understood: {entry}")
+        out[match[1]] = int(match[2])
+    return out
+
+
 def choose_tests(tests, arguments):
-    wanted = set()
+    """Those that are named, in that order, then those of the groups."""
+    wanted = {}
     for name in arguments.tests:
         full = name if "/" in name else f"generic/{name}"
         if full not in tests:
             raise CanNotRun(f"{full}: no such test in {arguments.xfstests}")
-        wanted.add(full)
+        wanted[full] = True
     for group in arguments.group:
-        found = {name for name, groups in tests.items() if group in groups or group == "all"}
+        found = [name for name, groups in tests.items() if group in groups or group == "all"]
         if not found:
             raise CanNotRun(f"group {group}: no test has it")
-        wanted |= found
-    for group in arguments.exclude_group:
-        wanted -= {name for name, groups in tests.items() if group in groups}
-    if not wanted:
+        wanted |= dict.fromkeys(found, True)
+    chosen = [name for name in wanted if not set(tests[name]) & set(arguments.exclude_group)]
+    if not chosen:
         raise CanNotRun("no test was chosen: name tests, or -g quick, -g all")
-    return sorted(wanted)
+    return chosen
 
 
 # --- The machine ---
@@ -194,6 +205,7 @@ class Suite:
         self.arguments = arguments
         self.section = section
         self.under_run = SECTIONS[section][1]
+        self.slow = slow_tests()
         self.targets = targets
         self.results = results
         self.environment = dict(
@@ -231,26 +243,35 @@ class Suite:
             command = [self.arguments.cofs, "run", "--", *command]
         base.parent.mkdir(parents=True, exist_ok=True)
         log = base.with_name(base.name + ".log")
+        limit_seconds = self.arguments.time_limit * self.slow.get(name, 1)
         started = time.monotonic()
         with open(log, "wb") as output:
-            status = run_isolated(command, self.arguments.time_limit, cwd=self.arguments.xfstests,
+            status = run_isolated(command, limit_seconds, cwd=self.arguments.xfstests,
                                   env=self.environment, stdout=output, stderr=subprocess.STDOUT)
         result = Result(self.section, name, groups, PASSED, time.monotonic() - started)
         reason = base.with_name(base.name + ".notrun")
         if status is None:
             result.status = TIMED_OUT
-            result.detail = f"not done after {self.arguments.time_limit} s"
+            result.detail = f"not done after {limit_seconds:.0f} s"
         elif reason.exists():
             result.status = NOT_RUN
             result.detail = reason.read_text(errors="replace").strip()
         elif status != 0 or "Passed all" not in log.read_text(errors="replace"):
             result.status = FAILED
             result.detail = self.first_difference(name, base, log)
+        self.detach_loops_over_targets()
         if result.status in (FAILED, TIMED_OUT) and not self.is_test_volume_whole():
             result.detail += "; fsck finds the volume damaged"
             shutil.copy(self.targets[0], base.with_name(base.name + ".img"))
             self.make_test_volume()
         return result
+
+    def detach_loops_over_targets(self):
+        """That a test left which was ended; its mounts are gone."""
+        for target in self.targets:
+            for line in subprocess.run(["losetup", "--associated", target, "--noheadings", "--output", "NAME"],
+                                       check=False, capture_output=True, text=True).stdout.split():
+                subprocess.run(["losetup", "--detach", line], check=False)
 
     def first_difference(self, name, base, log):
         bad = base.with_name(base.name + ".out.bad")

@@ -1,6 +1,6 @@
 # What xfstests must know of cofs, which it runs as FSTYP=fuse: how to make a volume (of a size), check it,
-# cut its power, and what it can hold. teach-xfstests has the checkout's common/rc, common/attr and
-# common/dmflakey source this at their ends, where it replaces functions by their names; no test is changed.
+# cut its power, break its device, and what it can hold. teach-xfstests has some files of the checkout's common/
+# source this at their ends, where it replaces functions by their names; no test is changed.
 #
 # Environment: COFS_PROG (the command). A function that is only changed for our mounts keeps its first
 # definition as cofs_stock_NAME.
@@ -84,6 +84,10 @@ _scratch_mkfs_blocksized() { # BLOCK_BYTES
 	_scratch_mkfs
 }
 
+_repair_scratch_fs() {
+	"$COFS_PROG" fsck --repair "$SCRATCH_DEV"
+}
+
 _check_test_fs() {
 	cofs_check "$TEST_DEV" _test_mount
 }
@@ -117,9 +121,9 @@ _require_names_are_bytes() {
 	return 0
 }
 
-# A plain FUSE mount is not told of sync(2) and syncfs(2).
+# A plain FUSE mount is not told of sync(2) and syncfs(2); one of a block device is.
 cofs_sync() { # PATH
-	"$COFS_PROG" sync "$1" 2>/dev/null
+	[ "$(findmnt -rn -o FSTYPE --target "$1")" = fuseblk.cofs ] || "$COFS_PROG" sync "$1" 2>/dev/null
 	return 0
 }
 
@@ -148,7 +152,7 @@ _su() {
 
 cofs_keep _require_dm_target
 _require_dm_target() {
-	[ "$1" = flakey ] || cofs_stock_require_dm_target "$@"
+	[ "$1" = flakey ] || [ "$1" = error ] || cofs_stock_require_dm_target "$@"
 }
 
 cofs_power_cut() {
@@ -182,6 +186,53 @@ if declare -F _init_flakey >/dev/null; then
 	}
 	_require_flakey_with_error_writes() {
 		_notrun "a cut of the power is no failing write"
+	}
+fi
+
+# --- dm-error: a loop device over the scratch device, with nothing left of it where a table of errors is wanted ---
+
+cofs_resize_device() { # BYTES: what is left of $DMERROR_DEV; 0: all of it
+	python3 -B "$(dirname "$HOST_OPTIONS")/resize-loop" "$DMERROR_DEV" "$1" ||
+		_fail "cofs: $DMERROR_DEV can not be made to fail"
+}
+
+if declare -F _dmerror_init >/dev/null; then
+	_dmerror_init() {
+		DMERROR_DEV=$(losetup --find --show "$SCRATCH_DEV") || _fail "cofs: no loop device for $SCRATCH_DEV"
+		export DMERROR_DEV
+	}
+	_dmerror_mount() {
+		_scratch_options mount
+		# shellcheck disable=SC2046,SC2086
+		_mount -t "$FSTYP$FUSE_SUBTYP" $(_common_dev_mount_options "$@") $SCRATCH_OPTIONS "$DMERROR_DEV" "$SCRATCH_MNT"
+	}
+	_dmerror_load_error_table() {
+		cofs_resize_device 512
+	}
+	_dmerror_load_working_table() {
+		cofs_resize_device 0
+	}
+	_dmerror_cleanup() {
+		[ -n "$DMERROR_DEV" ] || return 0
+		cofs_resize_device 0
+		_unmount "$SCRATCH_MNT" >/dev/null 2>&1
+		losetup --detach "$DMERROR_DEV"
+		unset DMERROR_DEV
+	}
+fi
+
+# --- common/log: whether there is something to recover ---
+
+if declare -F _print_logstate >/dev/null; then
+	_require_logstate() {
+		:
+	}
+	_print_logstate() {
+		if "$COFS_PROG" dump "$SCRATCH_DEV" | grep -q "^last use ended cleanly"; then
+			echo "clean log"
+		else
+			echo "dirty log"
+		fi
 	}
 fi
 
