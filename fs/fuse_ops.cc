@@ -70,6 +70,7 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   features.protocol_major = static_cast<uint16_t>(connection->proto_major);
   features.protocol_minor = static_cast<uint16_t>(connection->proto_minor);
   features.kills_privileges = (connection->want & kill_capability()) != 0;
+  features.opens_directories_alone = (connection->capable & FUSE_CAP_NO_OPENDIR_SUPPORT) != 0;
   features.copies_64 = copies_64_by(*connection);
 #ifdef COFS_FUSE_HAS_TMPFILE
   features.unnamed_files = connection->proto_minor >= 37;

@@ -85,7 +85,13 @@ Task<void> read_directory_plus(FuseServer& server, fuse_req_t request, uint64_t 
   });
 }
 
+// Where the kernel can do without, it is told so by an error, and opens all further directories by itself, with the
+// same two flags.
 void on_open_directory(fuse_req_t request, fuse_ino_t, fuse_file_info* file) {
+  if (server_of(request).features().opens_directories_alone) {
+    fuse_reply_err(request, ENOSYS);
+    return;
+  }
   file->cache_readdir = 1;
   file->keep_cache = 1;
   fuse_reply_open(request, file);

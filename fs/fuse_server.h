@@ -45,14 +45,15 @@ struct FuseServerOptions {
   std::function<std::string(const FuseServer&)> statistics;
 };
 
-// What the kernel and the library agreed on when the session began.
-struct SessionFeatures {
+// What the kernel and the library agreed on when the session began. Small, so that it can be an atomic.
+struct alignas(8) SessionFeatures {
   uint16_t protocol_major = 0;
   uint16_t protocol_minor = 0;
-  bool kills_privileges = false;  // requests say when setuid and setgid must go
-  bool unnamed_files = false;     // O_TMPFILE
-  bool statx = false;             // birth time, and the attributes of chattr(1)
-  bool copies_64 = false;         // one copy request and its reply may be longer than 32 bits can say
+  bool kills_privileges : 1 = false;  // requests say when setuid and setgid must go
+  bool unnamed_files : 1 = false;     // O_TMPFILE
+  bool statx : 1 = false;             // birth time, and the attributes of chattr(1)
+  bool opens_directories_alone : 1 = false;  // the kernel, once an OPENDIR was answered ENOSYS (Linux 5.1)
+  bool copies_64 : 1 = false;         // one copy request and its reply may be longer than 32 bits can say
 };
 
 // For people: "libfuse 3.18.3, pinned", or "libfuse 3.14.0, the system's".
@@ -137,6 +138,7 @@ class FuseServer {
   PageInvalidator invalidator_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
+  static_assert(std::atomic<SessionFeatures>::is_always_lock_free);
   std::atomic<SessionFeatures> features_{SessionFeatures()};
   std::atomic<Stage> stage_{Stage::kWaiting};
   std::atomic<bool> stopped_{false};
