@@ -202,8 +202,8 @@ def text_of(value):
 
 
 def expect(requests=None, writes=None, flushes=None, allocations=None, bytes_per_byte=None):
-    """A judge. requests: exactly, per operation, or (least, most). writes, flushes: (least, most) per operation. allocations: at most.
-    bytes_per_byte: (size of the data, most written for each of its bytes)."""
+    """A judge. requests: exactly, per operation, or (least, most). writes, flushes: (least, most) per operation.
+    allocations: at most. bytes_per_byte: (size of the data, most written for each of its bytes)."""
     def judge(counts, count):
         problems, texts = [], []
 
@@ -329,7 +329,8 @@ def test_names(guard):
         for name in names(attempt):
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     guard.case("create and close", MANY, None, create,
-               expect({"lookup": 1, "create": 1, "release": 1, "getattr": 1}, writes=(0, 0), allocations=ALLOCATIONS.get("create")))
+               expect({"lookup": 1, "create": 1, "release": 1, "getattr": 1}, writes=(0, 0),
+                      allocations=ALLOCATIONS.get("create")))
     present = [name for attempt in range(ATTEMPTS_MAX) for name in names(attempt) if os.path.exists(name)][:MANY]
 
     def stat(_):
@@ -483,8 +484,9 @@ def test(space):
         test_cold_read(guard)
         test_names(guard)
         test_concurrent_fsync(guard)
-        test_sqlite(guard, "wal", SQLITE_WAL, (1, 1))
-        test_sqlite(guard, "delete", SQLITE_DELETE, SQLITE_DELETE_FLUSHES)
+        asked = {kind: SQLITE_DELETE["write"] for kind in per_write}
+        test_sqlite(guard, "wal", {**SQLITE_WAL, **asked}, (1, 1))
+        test_sqlite(guard, "delete", {**SQLITE_DELETE, **asked}, SQLITE_DELETE_FLUSHES)
         test_copies(guard)
     finally:
         guard.close()
