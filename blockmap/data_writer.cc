@@ -42,7 +42,10 @@ Task<Result<>> Store::Impl::write_retrying(BlockRange range,
                       "a write failed and is tried again: " + describe(written.error()));
     written = co_await env.device.write(range, *memory);
   }
-  if (written) counters.write_bytes += bytes_of_blocks(range.count);
+  if (written) {
+    counters.writes++;
+    counters.write_bytes += bytes_of_blocks(range.count);
+  }
   co_return written;
 }
 

@@ -277,6 +277,7 @@ struct SpaceReport {  // blocks of 4 KiB unless said otherwise
 
 struct StoreCounters {
   uint64_t read_bytes = 0;       // by the host, from the device
+  uint64_t writes = 0;           // calls to the device, of write_bytes together
   uint64_t write_bytes = 0;      // by the host, to the device
   uint64_t data_bytes = 0;       // of file data among them
   uint64_t flushes = 0;

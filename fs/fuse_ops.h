@@ -125,5 +125,7 @@ void install_ioctl_operations(fuse_lowlevel_ops& operations);      // fuse_ops_i
 bool on_clone_ioctl(fuse_req_t request, uint64_t ino, unsigned command, FileHandle file, const void* in,
                     size_t in_size, size_t out_size);
 void install_session_operations(fuse_lowlevel_ops& operations);    // fuse_ops.cc: init, destroy
+// Has every request counted that a handler in the table gets (fuse_request_counts.cc). After the others, once.
+void count_requests(fuse_lowlevel_ops& operations);
 
 }  // namespace cofs

@@ -76,6 +76,7 @@ const fuse_lowlevel_ops& operation_table() {
     install_attribute_operations(table);
     install_data_operations(table);
     install_ioctl_operations(table);
+    count_requests(table);
     return table;
   }();
   return operations;

@@ -22,6 +22,7 @@
 
 #include "fs/filesystem.h"
 #include "fs/fuse_page_invalidator.h"
+#include "fs/fuse_request_counts.h"
 #include "offload/monitor.h"
 
 struct fuse_session;
@@ -100,6 +101,8 @@ class FuseServer {
   // All that went to the core since the mount: what the library answers by itself is not among them.
   uint64_t requests_seen() const { return requests_seen_.load(std::memory_order_relaxed); }
   void request_finished();
+  RequestCounts& request_counts() { return request_counts_; }
+  const RequestCounts& request_counts() const { return request_counts_; }
   void session_initialised(const SessionFeatures& features);  // the kernel's INIT is being answered
   // Set before any request comes, and then for good.
   SessionFeatures features() const { return features_.load(std::memory_order_relaxed); }
@@ -147,6 +150,7 @@ class FuseServer {
   // Whoever takes it to zero sets drained_.
   std::atomic<uint64_t> requests_{1};
   std::atomic<uint64_t> requests_seen_{0};
+  RequestCounts request_counts_;
   std::atomic<uint64_t> failures_noted_{0};
   std::mutex mutex_;
   std::condition_variable idle_;

@@ -140,6 +140,12 @@ Json session_figures(const FuseServer& server) {
           {"requests", server.requests_seen()}};
 }
 
+Json request_figures(const FuseServer& server) {
+  Json figures = Json::object();
+  for (const auto& [name, count] : server.request_counts().seen()) figures[std::string(name)] = count;
+  return figures;
+}
+
 }  // namespace
 
 std::string statistics_text(FileSystem& fs, const FuseServer& server) {
@@ -156,6 +162,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
       {"space", space_figures(store.space())},
       {"io",
        {{"read_bytes", counters.read_bytes},
+        {"writes", counters.writes},
         {"write_bytes", counters.write_bytes},
         {"data_bytes", counters.data_bytes},
         {"log_bytes", counters.log_bytes},
@@ -183,6 +190,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
         {"nodes_cleaned", counters.nodes_cleaned}}},
       {"scrub", scrub_figures(fs.jobs().scrub_totals())},
       {"fuse", session_figures(server)},
+      {"requests", request_figures(server)},
       {"memory", memory_figures(fs)},
       {"write_amplification", std::round(amplification * 1000) / 1000}};
   // A label may hold any bytes.

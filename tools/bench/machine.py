@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,11 @@ GIB = 1 << 30
 
 def die(message):
     sys.exit(f"bench: {message}")
+
+
+def clean_up_when_ended():
+    """SIGTERM ends the script as an error does: nothing stays mounted."""
+    signal.signal(signal.SIGTERM, lambda *_: die("ended by a signal"))
 
 
 def note(message):

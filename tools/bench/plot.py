@@ -9,7 +9,6 @@ import tempfile
 
 COLOURS = {"passthrough_hp": "#d95f02", "fuse2fs": "#7570b3", "ntfs-3g": "#1b9e77", "ext4": "#666666",
            "xfs": "#999999", "btrfs": "#c8c8c8"}
-OTHER_COLOUR = "#66a61e"
 ROW_PIXELS = 20  # of one bar
 BARS_SHARE = 0.8  # of a row's height
 TERMINALS = {".png": "pngcairo size {width},{height} font 'sans,11'", ".svg": "svg size {width},{height} font 'sans,12'"}
@@ -51,7 +50,7 @@ def script(results, own, others, output):
     for other in others:
         if lines[other]:
             text += [f"${identifier(other)} << END", *lines[other], "END"]
-    plots = [f"${identifier(o)} using 1:2:3:4:5:6 with boxxyerror lc rgb '{COLOURS.get(o, OTHER_COLOUR)}' title '{o}'"
+    plots = [f"${identifier(o)} using 1:2:3:4:5:6 with boxxyerror lc rgb '{COLOURS[o]}' title '{o}'"
              for o in others if lines[o]]
     return "\n".join([*text, "plot " + ", ".join(plots)]) + "\n"
 
@@ -68,7 +67,7 @@ def draw(results, output):
     if missing():
         raise RuntimeError(missing())
     own = results.own_columns()[0]
-    others = [name for name in results.peers if name != own and
+    others = [name for name in results.peers if name not in results.own_columns() and
               any(results.ratio(row, own, name) for row in results.rows)]
     if not others:
         raise RuntimeError("no other filesystem was measured: nothing to draw")
