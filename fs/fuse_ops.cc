@@ -58,6 +58,9 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   unsigned wanted = kWanted;
   if (server.options().writeback) wanted |= FUSE_CAP_WRITEBACK_CACHE;
   wanted |= kill_capability();
+#ifdef COFS_FUSE_HAS_RING
+  if (server.options().transport != FuseTransport::kDevice) wanted |= FUSE_CAP_OVER_IO_URING;
+#endif
   connection->want = wanted & connection->capable;
   connection->max_write = FuseServer::kRequestBytesMax;
   // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from

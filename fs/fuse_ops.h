@@ -21,6 +21,7 @@
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
 #define COFS_FUSE_HAS_STATX 1
 #define COFS_FUSE_HAS_COPY_64 1
+#define COFS_FUSE_HAS_RING 1
 #endif
 #include <sys/stat.h>
 
@@ -28,6 +29,7 @@
 #include <string>
 #include <utility>
 
+#include "fs/fuse_queues.h"
 #include "fs/fuse_server.h"
 
 namespace cofs {
@@ -45,7 +47,12 @@ void start(fuse_req_t request, Operation operation, Arguments... arguments) {
     return;
   }
   server.request_started();
-  server.monitor().post(detach(operation(server, request, std::move(arguments)...)));
+  const std::coroutine_handle<> started = detach(operation(server, request, std::move(arguments)...));
+  if (FuseQueueThread* queue = FuseQueueThread::current(); queue != nullptr) {
+    queue->add(started);
+  } else {
+    server.monitor().post(started);
+  }
 }
 
 template <class Send>

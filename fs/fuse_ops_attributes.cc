@@ -162,6 +162,9 @@ void on_remove_xattr(fuse_req_t request, fuse_ino_t ino, const char* name) {
 }
 
 void on_volume_figures(fuse_req_t request, fuse_ino_t ino) {
+#ifdef COFS_FUSE_HAS_RING
+  if (fuse_req_is_uring(request)) server_of(request).came_by_ring();
+#endif
   start(request, volume_figures, ino);
 }
 

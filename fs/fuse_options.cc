@@ -133,6 +133,9 @@ Outcome set_value(std::string_view option, MountOptions& options) {
     } else {
       return wrong(option, "expected device or share");
     }
+  } else if (name == "io_uring") {
+    if (value != "force") return wrong(option, "expected force, or no value");
+    options.transport = FuseTransport::kForcedRing;
   } else {
     return std::unexpected("unknown mount option: " + std::string(option));
   }
@@ -162,6 +165,10 @@ Outcome set_word(std::string_view option, MountOptions& options) {
     options.writeback = true;
   } else if (option == "nowriteback") {
     options.writeback = false;
+  } else if (option == "io_uring") {
+    options.transport = FuseTransport::kRing;
+  } else if (option == "noio_uring") {
+    options.transport = FuseTransport::kDevice;
   } else if (option == "discard") {
     options.discard = true;
   } else if (option == "nodiscard") {

@@ -18,6 +18,9 @@
 
 namespace cofs {
 
+// By which way requests come from the kernel. kForcedRing: also by a library that is not known to serve it.
+enum class FuseTransport : uint8_t { kDevice, kRing, kForcedRing };
+
 struct MountOptions {
   static constexpr uint64_t kCommitSecondsMax = 300;
   static constexpr uint64_t kCopyTimeoutSecondsMax = 3600;
@@ -28,6 +31,7 @@ struct MountOptions {
   bool no_recovery = false;  // changes nothing: a read-only mount replays the log in memory only
   bool remount = false;
   bool writeback = false;  // the kernel's write-back cache
+  FuseTransport transport = FuseTransport::kDevice;
   bool discard = true;
   GcMode gc = GcMode::kAuto;
   std::optional<bool> allow_other;  // unset: yes for root, no for others

@@ -5,7 +5,7 @@
 // buffer, all the rest to a buffer of the pool that belongs to the thread. Of a write that rest is the data, which the
 // handler takes with take_payload(); of any other request it is moved behind the head, where the library looks for it.
 // And FUSE_SYNCFS becomes an fsync of the root directory on its way, since the library does not know it.
-// Not used over io_uring, where the kernel writes to memory that it shares with the library.
+// Not used over io_uring (tools/libfuse/ring_queues.c), where the kernel writes to memory that it shares with the library.
 #pragma once
 
 #include <cstdint>

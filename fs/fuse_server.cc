@@ -14,6 +14,7 @@
 
 #include "fs/fuse_mounts.h"
 #include "fs/fuse_ops.h"
+#include "fs/fuse_queues.h"
 #include "fs/fuse_request_reader.h"
 
 #ifndef PR_SET_IO_FLUSHER
@@ -106,6 +107,26 @@ std::string fuse_library() {
   return std::string("libfuse ") + fuse_pkgversion() + ", " + kOrigin;
 }
 
+std::string why_no_ring(FuseTransport wanted) {
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 18)
+  constexpr bool kLibraryHasIt = true;
+#else
+  constexpr bool kLibraryHasIt = false;
+#endif
+  if (!kLibraryHasIt) return fuse_library() + " has no io_uring; build with -DCOFS_LIBFUSE=pinned";
+  if (!FuseQueues::are_ours() && wanted != FuseTransport::kForcedRing) {
+    return fuse_library() + " is not known to answer by io_uring without hanging; build with -DCOFS_LIBFUSE=pinned, or "
+                            "try io_uring=force";
+  }
+  const char* const switch_path = "/sys/module/fuse/parameters/enable_uring";
+  if (access(switch_path, F_OK) != 0) return "this kernel's FUSE has no io_uring (Linux 6.14 or later has)";
+  std::ifstream setting(switch_path);
+  std::string value;
+  if (!(setting >> value)) return std::string("cannot read ") + switch_path;
+  if (value != "Y") return std::string("the kernel's FUSE may not use io_uring; allow it with: echo Y > ") + switch_path;
+  return {};
+}
+
 FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
                        FuseServerOptions options)
     : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)),
@@ -142,6 +163,10 @@ std::vector<std::string> FuseServer::session_arguments() const {
   std::vector<std::string> options = {"fsname=" + escape_option(options_.source), "subtype=cofs",
                                       "default_permissions"};
   if (options_.allow_other) options.emplace_back("allow_other");
+  if (options_.transport != FuseTransport::kDevice) {
+    options.emplace_back("io_uring");
+    options.emplace_back("io_uring_q_depth=" + std::to_string(FuseQueues::depth()));
+  }
   if (options_.block_device) {
     options.emplace_back("blkdev");
     options.emplace_back("blksize=4096");
@@ -168,6 +193,11 @@ Outcome FuseServer::mount() {
   if (!usable) return usable;
   LibraryMessages& messages = LibraryMessages::instance();
   messages.take_last();
+  if (options_.transport != FuseTransport::kDevice) {
+    std::string reason = why_no_ring(options_.transport);
+    if (!reason.empty()) return failed("io_uring: " + reason);
+    queues_ = std::make_unique<FuseQueues>(*this);
+  }
 
   std::vector<std::string> arguments = session_arguments();
   std::vector<char*> pointers;
@@ -214,6 +244,7 @@ Outcome FuseServer::serve(std::function<void()> ready) {
   int status = fuse_session_loop_mt(session_, config.get());
   const bool may_hang = invalidator_.give_up();
   wait_for_replies();
+  if (queues_) queues_->release();  // they hold the connection
   // Ends requests that nobody serves any more, and with them what waits for their pages. Not for users, who may not:
   // then the library's unmount has to do.
   if (may_hang) umount2(options_.mount_point.c_str(), MNT_FORCE | UMOUNT_NOFOLLOW);
@@ -223,6 +254,7 @@ Outcome FuseServer::serve(std::function<void()> ready) {
   stage_.notify_all();
   announcer.join();
   fuse_remove_signal_handlers(session_);
+  if (lacks_ring_) return failed("io_uring: libfuse could not set it up (" + LibraryMessages::instance().take_last() + ")");
   // Positive: a signal. Negative: the device of the connection failed.
   if (status < 0) return failed(std::string("the FUSE connection failed: ") + strerror(-status));
   return {};
@@ -262,6 +294,11 @@ void FuseServer::announce(const std::function<void()>& ready) {
   if (stage_.load() != Stage::kInitialised) return;
   struct statfs figures {};
   if (statfs(options_.mount_point.c_str(), &figures) != 0) return;
+  if (options_.transport != FuseTransport::kDevice && !uses_ring()) {
+    lacks_ring_ = true;
+    fuse_session_exit(session_);
+    return;
+  }
   raise_read_ahead();
   ready();
 }

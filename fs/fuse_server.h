@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <expected>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "fs/filesystem.h"
+#include "fs/fuse_options.h"
 #include "fs/fuse_page_invalidator.h"
 #include "fs/fuse_request_counts.h"
 #include "offload/monitor.h"
@@ -29,6 +31,8 @@ struct fuse_session;
 
 namespace cofs {
 
+class FileDevice;
+class FuseQueues;
 class FuseServer;
 
 struct FuseServerOptions {
@@ -39,6 +43,8 @@ struct FuseServerOptions {
   bool writeback = false;
   bool keep_cache = true;  // false: opening a file drops what the kernel has of its data
   bool allow_other = false;
+  FuseTransport transport = FuseTransport::kDevice;
+  FileDevice* device = nullptr;  // the filesystem's: its I/O may go along with requests (fuse_queues.h)
   std::vector<std::string> kernel_options;
   // Called right before a fuseblk mount, when the kernel is about to claim the device.
   std::function<void()> release_claim;
@@ -59,6 +65,9 @@ struct alignas(8) SessionFeatures {
 
 // For people: "libfuse 3.18.3, pinned", or "libfuse 3.14.0, the system's".
 std::string fuse_library();
+
+// Why requests cannot come by io_uring here, in one line; empty if they can.
+std::string why_no_ring(FuseTransport wanted);
 
 class FuseServer {
  public:
@@ -99,6 +108,9 @@ class FuseServer {
     requests_seen_.fetch_add(1, std::memory_order_relaxed);
   }
   // All that went to the core since the mount: what the library answers by itself is not among them.
+  // True once a request came by io_uring, which is by whichever transport all of them come.
+  bool uses_ring() const { return uses_ring_.load(std::memory_order_relaxed); }
+  void came_by_ring() { uses_ring_.store(true, std::memory_order_relaxed); }
   uint64_t requests_seen() const { return requests_seen_.load(std::memory_order_relaxed); }
   void request_finished();
   RequestCounts& request_counts() { return request_counts_; }
@@ -144,6 +156,9 @@ class FuseServer {
   static_assert(std::atomic<SessionFeatures>::is_always_lock_free);
   std::atomic<SessionFeatures> features_{SessionFeatures()};
   std::atomic<Stage> stage_{Stage::kWaiting};
+  std::unique_ptr<FuseQueues> queues_;  // with io_uring
+  std::atomic<bool> uses_ring_{false};
+  std::atomic<bool> lacks_ring_{false};  // though it was asked for
   std::atomic<bool> stopped_{false};
   std::atomic<uint64_t> opens_{0};
   // Requests without a reply yet, and one for the server itself until it waits for the others.

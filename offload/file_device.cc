@@ -108,6 +108,7 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
   RingThreadOptions ring_options;
   ring_options.entries = options_.ring_entries;
   ring_options.memory = memory;
+  memory_ = memory;
   ring_options.held_fd = target_.lock_fd();
   for (uint32_t i = 0; i < options_.ring_threads; i++) {
     auto thread = RingThread::start(target_.fd(), *this, ring_options);
@@ -119,7 +120,7 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
     }
     int error = (*thread)->registration_error();
     if (error != 0) {
-      ring_options.memory = {};
+      ring_options.memory = memory_ = {};
       journal_.write(
           Severity::kInfo,
           fmt::format("{}: buffers are not registered with io_uring ({}{})", geometry_.name,
@@ -142,6 +143,22 @@ void FileDevice::find_copiers() {
     copiers_.push_back(std::move(offer.copier));
   }
   geometry_.copy_refusals = std::move(probed.refusals);
+}
+
+std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, uint32_t file) {
+  auto borrowed = Ring::borrow(ring, target_.lock_fd(), file);
+  if (!borrowed) return std::unexpected(borrowed.error());
+  (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
+  RequestSink& sink = *this;
+  return std::make_unique<LentRing>(std::move(*borrowed), target_.fd(), sink);
+}
+
+void FileDevice::take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters) {
+  std::vector<IoRequest*>& requests = ring.finished();
+  if (requests.empty()) return;
+  account_for(requests);
+  for (const IoRequest* request : requests) waiters.push_back(request->waiter);
+  requests.clear();
 }
 
 FileDeviceCounters FileDevice::counters() const {
@@ -250,16 +267,16 @@ void FileDevice::serve_transfer(IoRequest& request) {
 
 void FileDevice::submit_transfers(RequestList& transfers) {
   if (transfers.empty()) return;
+  if (TransferQueue* own = TransferQueue::of_this_thread(); own != nullptr) {
+    own->add(transfers);
+    return;
+  }
   if (substitutes_) {
     while (IoRequest* request = transfers.pop()) substitutes_->submit(*request);
     return;
   }
   RingThread* chosen = nullptr;
   for (const auto& thread : ring_threads_) {
-    if (thread.get() == RingThread::current()) {
-      chosen = thread.get();
-      break;
-    }
     if (chosen == nullptr && !thread->busy()) chosen = thread.get();
   }
   if (chosen == nullptr) chosen = ring_threads_.front().get();
@@ -311,16 +328,20 @@ void FileDevice::finish(IoRequest& request) {
   finished({&done, 1});
 }
 
-void FileDevice::finished(std::span<IoRequest* const> requests) {
-  auto count = static_cast<uint32_t>(requests.size());
-  Monitor& monitor = monitor_;
+void FileDevice::account_for(std::span<IoRequest* const> requests) {
   auto ended = static_cast<uint32_t>(std::ranges::count_if(
       requests, [](const IoRequest* request) { return is_foreground(*request); }));
   // Company at the end of a request: the next ones come in a burst, and are better done together.
   if (ended > 0 && foreground_.fetch_sub(ended, std::memory_order_relaxed) > ended) {
     burst_left_.store(kBurstRequests, std::memory_order_relaxed);
   }
-  in_flight_.fetch_sub(count, std::memory_order_release);
+  in_flight_.fetch_sub(static_cast<uint32_t>(requests.size()), std::memory_order_release);
+}
+
+void FileDevice::finished(std::span<IoRequest* const> requests) {
+  const size_t count = requests.size();
+  Monitor& monitor = monitor_;
+  account_for(requests);
   if (count == 1) {
     monitor.post(requests.front()->waiter);
     return;

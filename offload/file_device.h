@@ -3,7 +3,8 @@
 //
 // submit() only collects. The thread that collected a batch dispatches it after it left the
 // monitor: one small request with no company is done in place (inline), all others go to permanent
-// threads: reads and writes to threads that own a ring, flushes, discards and clones to workers.
+// threads: reads and writes to threads that own a ring, flushes, discards and clones to workers. A thread that lends
+// its ring keeps its reads and writes.
 // See docs/ARCHITECTURE.md.
 //
 // Invariants. A request is in one list or one thread's hands; in_flight_ counts those whose waiter
@@ -14,11 +15,13 @@
 
 #include <atomic>
 #include <cstdint>
+#include <expected>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "offload/device_copier.h"
+#include "offload/lent_ring.h"
 #include "offload/monitor.h"
 #include "offload/request_list.h"
 #include "offload/ring_thread.h"
@@ -29,7 +32,7 @@ namespace cofs {
 
 struct FileDeviceOptions {
   bool direct = true;        // O_DIRECT; without it the host's page cache holds all data once more
-  bool inline_io = true;     // reads and writes in place when alone (not over FUSE's io_uring)
+  bool inline_io = true;     // reads and writes in place when alone
   bool inline_flush = true;  // the same for flushes
   bool register_memory = true;  // the buffer pool's arena with the rings; pins all of it
   uint32_t ring_threads = 2;    // the second takes over while the first runs the core
@@ -55,6 +58,12 @@ class FileDevice final : public Device, private RequestSink {
 
   const DeviceGeometry& geometry() const override { return geometry_; }
   void submit(IoRequest& request) override;
+
+  // Reads and writes that the calling thread collects go into `ring`, of which it has the use; `file` is the index of a
+  // registered file that may be set there. The error is an errno.
+  std::expected<std::unique_ptr<LentRing>, int> lend(io_uring& ring, uint32_t file);
+  // Accounts for what a lent ring finished, and adds who waits for it to `waiters`; the caller posts them.
+  void take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters);
 
   OpenedTarget& target() { return target_; }
   FileDeviceCounters counters() const;
@@ -86,6 +95,7 @@ class FileDevice final : public Device, private RequestSink {
   void serve_discard(IoRequest& request);
 
   void finish(IoRequest& request);
+  void account_for(std::span<IoRequest* const> requests);
   void finished(std::span<IoRequest* const> requests) override;
   void transfer_failed(const IoRequest& request, int error_number) override;
   void report_failure(const char* what, uint64_t block, int error_number);
@@ -113,6 +123,7 @@ class FileDevice final : public Device, private RequestSink {
   std::unique_ptr<WorkerThreads> flusher_;
   std::unique_ptr<WorkerThreads> discarder_;
   std::unique_ptr<WorkerThreads> substitutes_;  // only where there is no io_uring
+  std::span<std::byte> memory_;                 // to be registered with rings
   std::vector<std::unique_ptr<RingThread>> ring_threads_;
 };
 

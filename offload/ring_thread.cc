@@ -10,14 +10,6 @@
 
 namespace cofs {
 
-namespace {
-thread_local RingThread* current_ring_thread = nullptr;
-}
-
-RingThread* RingThread::current() {
-  return current_ring_thread;
-}
-
 RingThread::RingThread(int fd, RequestSink& sink, const RingThreadOptions& options)
     : fd_(fd), sink_(sink), options_(options) {}
 
@@ -73,10 +65,8 @@ int RingThread::set_up() {
   ring_ = std::move(*ring);
   registration_error_ = ring_->register_memory(options_.memory);
   // One entry stays free for the wake-up.
-  for (uint32_t i = 0; i + 1 < options_.entries; i++) {
-    transfers_.push_back(std::make_unique<Transfer>());
-    idle_.push_back(transfers_.back().get());
-  }
+  transfers_ = std::make_unique<TransferQueue>(*ring_, fd_, sink_, options_.entries - 1);
+  TransferQueue::set_of_this_thread(transfers_.get());
   completions_.resize(options_.entries);
   return 0;
 }
@@ -84,7 +74,6 @@ int RingThread::set_up() {
 void RingThread::run() {
   pthread_setname_np(pthread_self(), "cofs-io");
   Monitor::mark_service_thread();
-  current_ring_thread = this;
   int error = set_up();
   {
     std::lock_guard lock(mutex_);
@@ -99,6 +88,7 @@ void RingThread::run() {
     COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY);
     reap();
   }
+  TransferQueue::set_of_this_thread(nullptr);
   ring_.reset();  // only its own thread can give up at once what it holds
 }
 
@@ -107,59 +97,41 @@ bool RingThread::take_incoming(bool& may_sleep) {
     {
       std::lock_guard lock(mutex_);
       asleep_ = false;
-      waiting_.append(incoming_);
+      transfers_->add(incoming_);
     }
     fill_ring();
     std::lock_guard lock(mutex_);
     if (!incoming_.empty()) continue;
-    bool all_done = idle_.size() == transfers_.size() && waiting_.empty();
-    if (stop_ && all_done) return false;
-    may_sleep = to_queue_.empty() && wake_armed_;
+    if (stop_ && transfers_->is_idle()) return false;
+    may_sleep = transfers_->is_filled() && wake_armed_;
     asleep_ = may_sleep;
     return true;
   }
 }
 
-bool RingThread::enqueue(Transfer& transfer) {
-  return transfer.is_write() ? ring_->write(fd_, transfer.vectors(), transfer.offset(), &transfer)
-                             : ring_->read(fd_, transfer.vectors(), transfer.offset(), &transfer);
-}
-
 void RingThread::fill_ring() {
   if (!wake_armed_) wake_armed_ = ring_->read(wake_fd_.get(), {&wake_vector_, 1}, 0, nullptr);
-  while (!to_queue_.empty() && enqueue(*to_queue_.back())) to_queue_.pop_back();
-  while (to_queue_.empty() && !idle_.empty() && !waiting_.empty()) {
-    Transfer* transfer = idle_.back();
-    idle_.pop_back();
-    transfer->begin(*waiting_.pop());
-    if (!enqueue(*transfer)) to_queue_.push_back(transfer);
-  }
+  transfers_->fill();
 }
 
 void RingThread::reap() {
   uint32_t count = ring_->reap(completions_);
   for (uint32_t i = 0; i < count; i++) {
-    auto* transfer = static_cast<Transfer*>(completions_[i].tag);
-    if (transfer == nullptr) {
+    if (completions_[i].tag == nullptr) {
       wake_armed_ = false;
-    } else if (!transfer->advance(completions_[i].outcome)) {
-      to_queue_.push_back(transfer);
     } else {
-      IoRequest& request = transfer->request();
-      if (!request.result) sink_.transfer_failed(request, transfer->error_number());
-      finished_.push_back(&request);
-      idle_.push_back(transfer);
+      transfers_->completed(completions_[i].tag, completions_[i].outcome);
     }
   }
-  if (finished_.empty()) return;
+  if (transfers_->finished().empty()) return;
   {
     std::lock_guard lock(mutex_);
     asleep_ = false;  // what the core submits meanwhile is seen without a wake-up
   }
   busy_.store(true, std::memory_order_relaxed);
-  sink_.finished(finished_);
+  sink_.finished(transfers_->finished());
   busy_.store(false, std::memory_order_relaxed);
-  finished_.clear();
+  transfers_->finished().clear();
 }
 
 }  // namespace cofs

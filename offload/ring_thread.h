@@ -1,7 +1,7 @@
 // RingThread: a permanent thread that owns a Ring and keeps many reads and writes in flight. Others
 // hand it lists of requests; it wakes only if it sleeps.
 //
-// Invariant: a request handed over is in exactly one of incoming_, waiting_, or a Transfer. The
+// Invariant: a request handed over is in incoming_ or in the thread's TransferQueue. The
 // thread sleeps only with the wake-up armed and incoming_ empty, both seen under the mutex that
 // submit() takes.
 #pragma once
@@ -18,7 +18,7 @@
 
 #include "offload/request_list.h"
 #include "offload/target.h"
-#include "offload/transfer.h"
+#include "offload/transfer_queue.h"
 #include "offload/uring.h"
 
 namespace cofs {
@@ -42,9 +42,6 @@ class RingThread {
   // Takes over kRead and kWrite requests, leaving the list empty. From any thread.
   void submit(RequestList& requests);
 
-  // The object whose thread is calling, if any: what it submits to itself starts without waking
-  // anybody.
-  static RingThread* current();
   // A hint: the thread hands over completions just now, and will not look at new requests before.
   bool busy() const { return busy_.load(std::memory_order_relaxed); }
   const char* flavour() const { return ring_->flavour(); }
@@ -59,7 +56,6 @@ class RingThread {
   // Takes what others handed over; false when the thread shall end.
   bool take_incoming(bool& may_sleep);
   void fill_ring();
-  bool enqueue(Transfer& transfer);
   void reap();
   void wake();
 
@@ -80,12 +76,8 @@ class RingThread {
   std::atomic<bool> busy_{false};
 
   // Of the thread alone.
-  RequestList waiting_;  // for an idle Transfer
-  std::vector<std::unique_ptr<Transfer>> transfers_;
-  std::vector<Transfer*> idle_;
-  std::vector<Transfer*> to_queue_;  // begun, with a call to be made
+  std::unique_ptr<TransferQueue> transfers_;
   std::vector<RingCompletion> completions_;
-  std::vector<IoRequest*> finished_;
   bool wake_armed_ = false;
   uint64_t wake_count_ = 0;  // what the read of wake_fd_ brings
   iovec wake_vector_{};

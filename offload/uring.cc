@@ -61,18 +61,29 @@ int submit_to(io_uring& ring, bool wait) {
 
 }  // namespace
 
-Ring::Ring() : ring_(std::make_unique<io_uring>()) {}
+Ring::Ring() = default;
 
 Ring::~Ring() {
-  if (ready_) tear_down(*ring_);
+  if (ready_ && own_) tear_down(*own_);
 }
 
 std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries, int held_fd) {
   std::unique_ptr<Ring> ring(new Ring);
+  ring->own_ = std::make_unique<io_uring>();
+  ring->ring_ = ring->own_.get();
   auto flavour = set_up(*ring->ring_, entries, 0, held_fd);
   if (!flavour) return std::unexpected(flavour.error());
   ring->ready_ = true;
   ring->flavour_ = *flavour;
+  return ring;
+}
+
+std::expected<std::unique_ptr<Ring>, int> Ring::borrow(io_uring& borrowed, int held_fd, uint32_t file) {
+  const int outcome = held_fd < 0 ? 1 : io_uring_register_files_update(&borrowed, file, &held_fd, 1);
+  if (outcome < 0) return std::unexpected(-outcome);
+  std::unique_ptr<Ring> ring(new Ring);
+  ring->ring_ = &borrowed;
+  ring->flavour_ = "borrowed";
   return ring;
 }
 
@@ -83,7 +94,7 @@ int Ring::register_memory(std::span<std::byte> memory) {
   }
   if (pieces.empty()) return 0;
   int error =
-      -io_uring_register_buffers(ring_.get(), pieces.data(), static_cast<unsigned>(pieces.size()));
+      -io_uring_register_buffers(ring_, pieces.data(), static_cast<unsigned>(pieces.size()));
   if (error == 0) registered_ = std::move(pieces);
   return error;
 }
@@ -100,7 +111,7 @@ int Ring::registered_index(const iovec& vector) const {
 }
 
 bool Ring::read(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag) {
-  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  io_uring_sqe* entry = io_uring_get_sqe(ring_);
   if (entry == nullptr) return false;
   const iovec& first = vectors.front();
   int index = vectors.size() == 1 ? registered_index(first) : -1;
@@ -115,7 +126,7 @@ bool Ring::read(int fd, std::span<const iovec> vectors, uint64_t offset, void* t
 }
 
 bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag) {
-  io_uring_sqe* entry = io_uring_get_sqe(ring_.get());
+  io_uring_sqe* entry = io_uring_get_sqe(ring_);
   if (entry == nullptr) return false;
   const iovec& first = vectors.front();
   int index = vectors.size() == 1 ? registered_index(first) : -1;
@@ -137,13 +148,13 @@ uint32_t Ring::reap(std::span<RingCompletion> completions) {
   uint32_t count = 0;
   unsigned head = 0;
   io_uring_cqe* entry = nullptr;
-  io_uring_for_each_cqe(ring_.get(), head, entry) {
+  io_uring_for_each_cqe(ring_, head, entry) {
     if (count == completions.size()) break;
     completions[count].tag = io_uring_cqe_get_data(entry);
     completions[count].outcome = entry->res;
     count++;
   }
-  io_uring_cq_advance(ring_.get(), count);
+  io_uring_cq_advance(ring_, count);
   return count;
 }
 

@@ -32,6 +32,9 @@ class Ring {
   // the kernel keeps open until the ring's last operation has ended, also when the process is killed
   // before: what holds the lock on the target. The error is an errno.
   static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries, int held_fd);
+  // A ring of somebody else, who creates, submits and reaps it; all calls are made by its thread. `file` is the index of
+  // a registered file that may be set, for held_fd. It must outlive this. The error is an errno.
+  static std::expected<std::unique_ptr<Ring>, int> borrow(io_uring& ring, int held_fd, uint32_t file);
   ~Ring();
   Ring(const Ring&) = delete;
 
@@ -63,7 +66,8 @@ class Ring {
   // The index of the registered piece that holds all of `vector`, or -1.
   int registered_index(const iovec& vector) const;
 
-  std::unique_ptr<io_uring> ring_;
+  std::unique_ptr<io_uring> own_;  // null: borrowed
+  io_uring* ring_ = nullptr;
   bool ready_ = false;
   std::vector<iovec> registered_;
   const char* flavour_ = "";

@@ -161,6 +161,8 @@ class MountProcess {
     // to reach the server.
     server.keep_cache = options_.access_times != AccessTimes::kStrict;
     server.allow_other = options_.allow_other.value_or(geteuid() == 0);
+    server.transport = options_.transport;
+    server.device = &machine.device();
     server.kernel_options = options_.kernel_options;
     server.release_claim = [&machine] { machine.device().target().release_claim(); };
     server.statistics = [&fs](const FuseServer& self) { return statistics_text(fs, self); };
@@ -181,8 +183,9 @@ class MountProcess {
           was_ready = true;
           const SessionFeatures features = server.features();
           journal_->write(Severity::kInfo,
-                          fmt::format("mounted on {} ({}; protocol {}.{})", arguments_.directory, fuse_library(),
-                                      features.protocol_major, features.protocol_minor));
+                          fmt::format("mounted on {} ({}; protocol {}.{} by {})", arguments_.directory, fuse_library(),
+                                      features.protocol_major, features.protocol_minor,
+                                      server.uses_ring() ? "io_uring" : "/dev/fuse"));
           answer_.tell_ready();
         });
         pthread_sigmask(SIG_BLOCK, &signals, nullptr);
@@ -361,7 +364,7 @@ std::optional<int> read_arguments(const Invocation& invocation, MountArguments& 
       "Mounts a cofs volume. Options for -o: ro, noatime, relatime, strictatime, writeback, "
       "commit=SECONDS, discard, nodiscard, cache=SIZE, dirty=SIZE, allow_other, noallow_other, "
       "copy_engine=auto|nvme|xcopy|token|hostfile|host, copy_verify=PERCENT, copy_timeout=SECONDS, "
-      "copy_measure=auto|always|never, clone=device|share, and those of mount(8) for every filesystem.");
+      "copy_measure=auto|always|never, clone=device|share, io_uring, and those of mount(8) for every filesystem.");
   app.add_option("TARGET", arguments.source, "block device or image file")->required();
   app.add_option("DIR", arguments.directory, "mount point")->required();
   app.add_option("-o,--options", arguments.options, "mount options, separated by commas")

@@ -7,11 +7,14 @@
 #include <cstdio>
 
 #include "fs/fuse_options.h"
+#include "fs/fuse_queues.h"
 #include "fs/fuse_server.h"
 
 namespace cofs {
 
-std::string version_text() { return fmt::format("cofs {} ({})", kVersion, fuse_library()); }
+std::string version_text() {
+  return fmt::format("cofs {} ({}{})", kVersion, fuse_library(), FuseQueues::are_ours() ? ", serves -o io_uring" : "");
+}
 
 std::optional<int> parse_arguments(CLI::App& app, const Invocation& invocation, int usage_error) {
   app.name(invocation.name);

@@ -133,6 +133,7 @@ Json session_figures(const FuseServer& server) {
   const SessionFeatures features = server.features();
   return {{"library", fuse_library()},
           {"protocol", fmt::format("{}.{}", features.protocol_major, features.protocol_minor)},
+          {"transport", server.uses_ring() ? "io_uring" : "/dev/fuse"},
           {"kills_privileges", features.kills_privileges},
           {"unnamed_files", features.unnamed_files},
           {"statx", features.statx},

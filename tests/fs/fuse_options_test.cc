@@ -74,6 +74,15 @@ TEST(MountOptions, LaterOptionsWin) {
   EXPECT_EQ(parsed("commit=1,commit=2").commit_seconds, 2U);
 }
 
+TEST(MountOptions, Transport) {
+  EXPECT_EQ(parsed("").transport, FuseTransport::kDevice);
+  EXPECT_EQ(parsed("io_uring").transport, FuseTransport::kRing);
+  EXPECT_EQ(parsed("io_uring=force").transport, FuseTransport::kForcedRing);
+  EXPECT_EQ(parsed("io_uring,noio_uring").transport, FuseTransport::kDevice);
+  EXPECT_TRUE(parsed("io_uring").kernel_options.empty());
+  EXPECT_FALSE(parse_mount_options("io_uring=yes").has_value());
+}
+
 TEST(MountOptions, CopyOptions) {
   StoreOptions store =
       parsed("copy_engine=nvme,copy_verify=100,copy_timeout=5,copy_measure=never").store_options();

@@ -1,0 +1,31 @@
+#include "offload/lent_ring.h"
+
+#include "offload/monitor.h"
+
+namespace cofs {
+
+LentRing::LentRing(std::unique_ptr<Ring> ring, int fd, RequestSink& sink)
+    : ring_(std::move(ring)), transfers_(*ring_, fd, sink, kTransfersMax) {
+  Monitor::mark_service_thread();
+  TransferQueue::set_of_this_thread(&transfers_);
+}
+
+LentRing::~LentRing() {
+  TransferQueue::set_of_this_thread(nullptr);
+  COFS_ASSERT(transfers_.is_idle());
+}
+
+void LentRing::fill() {
+  transfers_.fill();
+  while (!transfers_.is_filled()) {
+    ring_->submit(false);  // whatever it says: the kernel takes entries, or will the next time
+    transfers_.fill();
+  }
+}
+
+bool LentRing::close() {
+  TransferQueue::set_of_this_thread(nullptr);
+  return transfers_.is_idle() && transfers_.finished().empty();
+}
+
+}  // namespace cofs

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""The transport by io_uring (`-o io_uring`): what it is refused for, what it says of itself, and that it serves.
+
+Skipped, with the server's own reason, where the kernel or the library cannot; the refusals are tested in any case. As root
+it allows the transport (the module's parameter) while it runs.
+"""
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import harness as h
+import transport_stress
+
+STRESS_SECONDS = 20
+SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
+MIB = 1 << 20
+
+
+def refusal(volume, options):
+    """The one line with which a mount is refused."""
+    done = subprocess.run([h.command(), "mount", "-o", options, volume.image, volume.mount_point],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60)
+    h.check(done.returncode != 0, f"a mount with {options} was not refused")
+    lines = done.stdout.strip().splitlines()
+    h.check(len(lines) == 1, f"{len(lines)} lines instead of one: {done.stdout}")
+    h.check(h.mount_type(volume.mount_point) is None, "refused, and mounted nevertheless")
+    return lines[0]
+
+
+def refusals(volume):
+    h.check("io_uring=" in refusal(volume, "io_uring=perhaps"), "the option is not named")
+    if not SWITCH.exists() or SWITCH.read_text().strip() != "N":
+        return
+    line = refusal(volume, "io_uring")
+    h.check("io_uring" in line, f"does not name the transport: {line}")
+    if "libfuse" not in line:
+        h.check(str(SWITCH) in line, f"does not say how to allow it: {line}")
+
+
+@contextlib.contextmanager
+def allowed():
+    """The kernel's switch is on, where there is one; it concerns only mounts that ask for the transport."""
+    was = SWITCH.read_text().strip() if SWITCH.exists() else None
+    with contextlib.suppress(OSError):  # not root
+        if was == "N":
+            SWITCH.write_text("Y")
+    try:
+        yield
+    finally:
+        if was == "N":
+            with contextlib.suppress(OSError):
+                SWITCH.write_text("N")
+
+
+def check_files(volume, contents):
+    for name, data in contents.items():
+        h.check(volume.path(name).read_bytes() == data, f"{name}: other bytes than were written")
+
+
+def basics(volume, space):
+    contents = {f"f{i}": space.random.randbytes(space.random.randrange(3 * MIB)) for i in range(12)}
+    for name, data in contents.items():
+        with open(volume.path(name), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    os.rename(volume.path("f0"), volume.path("moved"))
+    contents["moved"] = contents.pop("f0")
+    with open(volume.path("moved"), "rb") as source, open(volume.path("copy"), "wb") as target:
+        left = len(contents["moved"])
+        while left > 0:
+            left -= os.copy_file_range(source.fileno(), target.fileno(), left)
+    contents["copy"] = contents["moved"]
+    os.unlink(volume.path("f1"))
+    del contents["f1"]
+    h.drop_caches()
+    check_files(volume, contents)
+    return contents
+
+
+def busy_umount(volume):
+    """Refused while a file is open, and the mount goes on."""
+    with open(volume.path("held"), "wb") as file:
+        done = subprocess.run(["umount", str(volume.mount_point)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              check=False, timeout=60)
+        h.check(done.returncode != 0, "a busy mount was unmounted")
+        file.write(b"still here")
+    h.check(volume.path("held").read_bytes() == b"still here", "the mount does not go on after a refused umount")
+
+
+def ended_by_signal(volume):
+    """SIGTERM while requests come: the server ends cleanly, whoever asked hears of an error and goes on."""
+    child = os.fork()
+    if child == 0:
+        h.die_with_parent()
+        try:
+            for i in range(10 ** 9):
+                with open(volume.path(f"signal{i % 10}"), "wb") as file:
+                    file.write(b"x" * 5000)
+                    os.fsync(file.fileno())
+        except OSError as problem:
+            os._exit(0 if problem.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EIO) else 1)
+    time.sleep(0.5)
+    volume.server.send_signal(signal.SIGTERM)
+    status = volume.server.wait(timeout=60)
+    volume.server = None
+    h.check(status == 0, f"the server ended with {status} after SIGTERM")
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        h.check(time.monotonic() < deadline, "a program hangs whose server has ended")
+        time.sleep(0.05)
+    if h.mount_type(volume.mount_point) is not None:
+        volume.clear_dead_mount()
+
+
+def killed(volume, contents):
+    """kill -9 of the server with requests under way, then everything that was synced is there."""
+    fd = os.open(volume.path("f2"), os.O_RDONLY)
+    children = []
+    for i in range(4):
+        child = os.fork()
+        if child == 0:
+            h.die_with_parent()
+            try:
+                while True:
+                    with open(volume.path(f"k{i}"), "wb") as file:
+                        file.write(os.urandom(100_000))
+                        os.fsync(file.fileno())
+            except OSError:
+                os._exit(0)
+        children.append(child)
+    time.sleep(0.5)
+    volume.kill()
+    for child in children:
+        os.waitpid(child, 0)
+    os.close(fd)
+    volume.clear_dead_mount()
+    volume.fsck()
+    volume.mount()
+    check_files(volume, contents)
+
+
+def test(space):
+    volume = space.volume(size="1G", options="io_uring")
+    refusals(volume)
+    with allowed():
+        serve(volume, space)
+
+
+def serve(volume, space):
+    try:
+        volume.mount()
+    except h.Failure:
+        h.skip(volume.log.read_text(errors="replace").strip().splitlines()[-1])
+    h.check(volume.statistics()["fuse"]["transport"] == "io_uring", "cofs stat does not tell the transport")
+    h.check("by io_uring" in volume.log.read_text(), "the server's first line does not tell the transport")
+    contents = basics(volume, space)
+    busy_umount(volume)
+    transport_stress.stress(volume, STRESS_SECONDS, space.seed)
+    check_files(volume, contents)
+    killed(volume, contents)
+    ended_by_signal(volume)
+    volume.fsck()
+    volume.mount()
+    check_files(volume, contents)
+    volume.umount()
+    volume.fsck()
+
+
+h.run(test)
