@@ -43,7 +43,7 @@ COPY_METADATA_BYTES_MAX = MIB
 # SQLite's own writes differ with its version; what is asked beside them must not grow.
 SQLITE_WAL = {"write": (2, 4), "fsync": 1}
 SQLITE_DELETE = {"lookup": 1, "create": 1, "write": (8, 14), "fsync": (2, 3), "fsyncdir": 1, "release": 1, "unlink": 1,
-                 "opendir": 1, "releasedir": 1, "getattr": (2, 5), "getxattr": (2, 4), "setattr": (0, 1)}
+                 "getattr": (2, 5), "getxattr": (2, 4), "setattr": (0, 1)}
 SQLITE_DELETE_FLUSHES = (3, 4)
 # What the kernel adds by itself, whatever the server does: it looks a new name up before it has the file created; a directory
 # that changed has its attributes asked for before the next permission check in it; so has a file that was written, at
