@@ -23,6 +23,9 @@
 #define COFS_FUSE_HAS_COPY_64 1
 #define COFS_FUSE_HAS_RING 1
 #endif
+#ifdef COFS_LIBFUSE_SYNCFS
+#include <cofs_syncfs.h>
+#endif
 #include <sys/stat.h>
 
 #include <cerrno>

@@ -276,6 +276,22 @@ void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {
   start(request, sync, ino);
 }
 
+#ifdef COFS_LIBFUSE_SYNCFS
+Task<void> sync_all(FuseServer& server, fuse_req_t request) {
+  Result<> result = co_await server.fs().sync();
+  reply_status(server, request, result);
+}
+
+// syncfs(2) and sync(2) of a fuseblk mount; the kernel has written back what it had.
+void on_syncfs(fuse_req_t request, fuse_ino_t) {
+  if (server_of(request).options().read_only) {
+    fuse_reply_err(request, 0);
+    return;
+  }
+  start(request, sync_all);
+}
+#endif
+
 std::optional<AllocateMode> allocate_mode_of(int mode) {
   switch (mode) {
     case 0: return AllocateMode::kAllocate;
@@ -345,6 +361,9 @@ void install_data_operations(fuse_lowlevel_ops& operations) {
   operations.fallocate = on_allocate;
   operations.lseek = on_seek;
   operations.copy_file_range = on_copy_range;
+#ifdef COFS_LIBFUSE_SYNCFS
+  cofs_set_syncfs(on_syncfs);
+#endif
 }
 
 }  // namespace cofs

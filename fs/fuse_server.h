@@ -64,6 +64,9 @@ struct SessionFeatures {
 // For people: "libfuse 3.18.3, pinned", or "libfuse 3.14.0, the system's".
 std::string fuse_library();
 
+// Whether syncfs(2) is served, where the kernel passes it on: for block devices (Linux 6.18).
+bool serves_syncfs();
+
 // Why requests cannot come by io_uring here, in one line; empty if they can.
 std::string why_no_ring(FuseTransport wanted);
 

@@ -125,6 +125,7 @@ Json session_figures(const FuseServer& server) {
           {"kills_privileges", features.kills_privileges},
           {"unnamed_files", features.unnamed_files},
           {"statx", features.statx},
+          {"syncfs", serves_syncfs()},
           {"copies_64", features.copies_64},
           {"requests", server.requests_seen()}};
 }
