@@ -113,9 +113,9 @@ std::string why_no_ring(FuseTransport wanted) {
 #else
   constexpr bool kLibraryHasIt = false;
 #endif
-  if (!kLibraryHasIt) return fuse_library() + " has no io_uring; build with -DCOFS_LIBFUSE=pinned";
+  if (!kLibraryHasIt) return fuse_library() + ": has no io_uring; build with -DCOFS_LIBFUSE=pinned";
   if (!FuseQueues::are_ours() && wanted != FuseTransport::kForcedRing) {
-    return fuse_library() + " is not known to answer by io_uring without hanging; build with -DCOFS_LIBFUSE=pinned, or "
+    return fuse_library() + ": is not known to answer by io_uring without hanging; build with -DCOFS_LIBFUSE=pinned, or "
                             "try io_uring=force";
   }
   const char* const switch_path = "/sys/module/fuse/parameters/enable_uring";

@@ -194,7 +194,10 @@ class MountProcess {
     }
     int code = end(machine, std::move(fs), stopped);
     if (!outcome && !was_ready) return fail_to_mount(arguments_.directory, outcome.error());
-    if (!was_ready) return fail_to_mount(arguments_.directory, "unmounted before it was ready");
+    // Whoever waits for the mount is told that there is none. In the foreground nobody does.
+    if (!was_ready && !arguments_.foreground) {
+      return fail_to_mount(arguments_.directory, "unmounted before it was ready");
+    }
     if (!outcome) {
       journal_->write(Severity::kError, outcome.error());
       return kExitFailed;

@@ -14,6 +14,7 @@ import re
 import harness as h
 
 SYNCFS_SINCE = (6, 18)
+RING_SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 CONTENT = os.urandom(3 << 20)
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,7 +70,15 @@ def test(space):
     h.check(survives(image, lambda: h.fsync_directory(image.mount_point)), "lost after an fsync of the root")
     if kernel_version() < SYNCFS_SINCE:
         h.skip("the kernel tells of no sync(2): it is older than 6.18")
-    volume = space.volume(size="256M", options="commit=300", name="device")
+    for options in ("commit=300", "commit=300,io_uring"):
+        if "io_uring" in options and not (RING_SWITCH.exists() and RING_SWITCH.read_text().strip() == "Y"):
+            h.note(f"  left out: io_uring ({RING_SWITCH} is not Y)")
+        else:
+            on_a_device(space, options)
+
+
+def on_a_device(space, options):
+    volume = space.volume(size="256M", options=options, name=options.replace(",", "-"))
     with loop_device(volume.image) as device:
         volume.image = device
         try:

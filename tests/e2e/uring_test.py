@@ -18,6 +18,8 @@ import transport_stress
 STRESS_SECONDS = 20
 SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 MIB = 1 << 20
+# What a program may hear whose server ends. ECANCELED: its request was on its way to a thread of the server's.
+ENDED = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.ENODEV, errno.EIO)
 
 
 def refusal(volume, options):
@@ -103,16 +105,17 @@ def ended_by_signal(volume):
                     file.write(b"x" * 5000)
                     os.fsync(file.fileno())
         except OSError as problem:
-            os._exit(0 if problem.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EIO) else 1)
+            os._exit(0 if problem.errno in ENDED else 1)
     time.sleep(0.5)
     volume.server.send_signal(signal.SIGTERM)
     status = volume.server.wait(timeout=60)
     volume.server = None
     h.check(status == 0, f"the server ended with {status} after SIGTERM")
     deadline = time.monotonic() + 60
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         h.check(time.monotonic() < deadline, "a program hangs whose server has ended")
         time.sleep(0.05)
+    h.check(ended[1] == 0, f"a program heard another error than that its server ended (wait status {ended[1]})")
     if h.mount_type(volume.mount_point) is not None:
         volume.clear_dead_mount()
 
