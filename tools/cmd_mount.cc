@@ -264,6 +264,21 @@ unsigned long flags_of_second_mount(const MountOptions& options, unsigned long f
   return flags;
 }
 
+// Like a bind mount, but that the two share no events: what is mounted below one does not appear below the other, as
+// between two mounts of any filesystem. False: errno says why.
+bool attach_copy_of_mount(const char* mount_point, const char* directory) {
+  const int copy = open_tree(AT_FDCWD, mount_point, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (copy < 0) return false;
+  struct mount_attr alone {};
+  alone.propagation = MS_PRIVATE;
+  const bool attached = mount_setattr(copy, "", AT_EMPTY_PATH, &alone, sizeof(alone)) == 0 &&
+                        move_mount(copy, "", AT_FDCWD, directory, MOVE_MOUNT_F_EMPTY_PATH) == 0;
+  const int error = errno;
+  close(copy);
+  errno = error;
+  return attached;
+}
+
 // A volume has one server: at a second place it is the same filesystem, as with any other.
 int mount_again(const Invocation& invocation, const MountArguments& arguments,
                 const MountOptions& options, const MountEntry& entry) {
@@ -287,7 +302,7 @@ int mount_again(const Invocation& invocation, const MountArguments& arguments,
     return kExitMount;
   }
   const char* directory = arguments.directory.c_str();
-  if (mount(entry.mount_point.c_str(), directory, nullptr, MS_BIND, nullptr) != 0) {
+  if (!attach_copy_of_mount(entry.mount_point.c_str(), directory)) {
     print_error(invocation, arguments.directory, strerror(errno));
     return kExitMount;
   }
