@@ -2,6 +2,7 @@
 // child that stays in the background, or this process with --foreground.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -338,6 +339,16 @@ int start_in_background(const Invocation& invocation, const MountArguments& argu
   return MountProcess(invocation, arguments, options, Answer(std::move(write_end))).run();
 }
 
+// Such a device is mounted read-only, as mount(8) does with the kernel's filesystems.
+bool is_write_protected(const std::string& path) {
+  const int device = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (device < 0) return false;
+  int is_protected = 0;
+  const bool answered = ioctl(device, BLKROGET, &is_protected) == 0;  // ENOTTY: an image
+  close(device);
+  return answered && is_protected != 0;
+}
+
 // `mount -o remount`: what the kernel keeps changes, the server goes on.
 int remount(const Invocation& invocation, const MountArguments& arguments,
             const MountOptions& options) {
@@ -429,6 +440,10 @@ int mount_command(const Invocation& invocation) {
     if (!mounted || (mounted->root != "/" && entry.root == "/")) mounted = entry;
   }
   if (mounted) return mount_again(invocation, arguments, *options, *mounted);
+  if (!options->read_only && is_write_protected(source)) {
+    options->read_only = true;
+    print_error(invocation, source, "WARNING: device write-protected, mounted read-only");
+  }
   if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
   return MountProcess(invocation, arguments, *options, Answer()).run();
 }
