@@ -2,6 +2,7 @@
 // child that stays in the background, or this process with --foreground.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -271,6 +272,21 @@ unsigned long flags_of_second_mount(const MountOptions& options, unsigned long f
   return flags;
 }
 
+// Like a bind mount, but that the two share no events: what is mounted below one does not appear below the other, as
+// between two mounts of any filesystem. False: errno says why.
+bool attach_copy_of_mount(const char* mount_point, const char* directory) {
+  const int copy = open_tree(AT_FDCWD, mount_point, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (copy < 0) return false;
+  struct mount_attr alone {};
+  alone.propagation = MS_PRIVATE;
+  const bool attached = mount_setattr(copy, "", AT_EMPTY_PATH, &alone, sizeof(alone)) == 0 &&
+                        move_mount(copy, "", AT_FDCWD, directory, MOVE_MOUNT_F_EMPTY_PATH) == 0;
+  const int error = errno;
+  close(copy);
+  errno = error;
+  return attached;
+}
+
 // A volume has one server: at a second place it is the same filesystem, as with any other.
 int mount_again(const Invocation& invocation, const MountArguments& arguments,
                 const MountOptions& options, const MountEntry& entry) {
@@ -294,7 +310,7 @@ int mount_again(const Invocation& invocation, const MountArguments& arguments,
     return kExitMount;
   }
   const char* directory = arguments.directory.c_str();
-  if (mount(entry.mount_point.c_str(), directory, nullptr, MS_BIND, nullptr) != 0) {
+  if (!attach_copy_of_mount(entry.mount_point.c_str(), directory)) {
     print_error(invocation, arguments.directory, strerror(errno));
     return kExitMount;
   }
@@ -328,6 +344,16 @@ int start_in_background(const Invocation& invocation, const MountArguments& argu
   read_end = OwnedFd();
   setsid();
   return MountProcess(invocation, arguments, options, Answer(std::move(write_end))).run();
+}
+
+// Such a device is mounted read-only, as mount(8) does with the kernel's filesystems.
+bool is_write_protected(const std::string& path) {
+  const int device = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (device < 0) return false;
+  int is_protected = 0;
+  const bool answered = ioctl(device, BLKROGET, &is_protected) == 0;  // ENOTTY: an image
+  close(device);
+  return answered && is_protected != 0;
 }
 
 // `mount -o remount`: what the kernel keeps changes, the server goes on.
@@ -421,6 +447,10 @@ int mount_command(const Invocation& invocation) {
     if (!mounted || (mounted->root != "/" && entry.root == "/")) mounted = entry;
   }
   if (mounted) return mount_again(invocation, arguments, *options, *mounted);
+  if (!options->read_only && is_write_protected(source)) {
+    options->read_only = true;
+    print_error(invocation, source, "WARNING: device write-protected, mounted read-only");
+  }
   if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
   return MountProcess(invocation, arguments, *options, Answer()).run();
 }

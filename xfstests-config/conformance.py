@@ -243,6 +243,8 @@ class Suite:
             command = [self.arguments.cofs, "run", "--", *command]
         base.parent.mkdir(parents=True, exist_ok=True)
         log = base.with_name(base.name + ".log")
+        for target in self.targets if SECTIONS[self.section][0] else ():  # a test before may have changed its size
+            subprocess.run([HERE / "resize-loop", target, "0"], check=True)
         limit_seconds = self.arguments.time_limit * self.slow.get(name, 1)
         started = time.monotonic()
         with open(log, "wb") as output:

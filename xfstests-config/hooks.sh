@@ -19,6 +19,11 @@ cofs_bytes() { # DEVICE
 	if [ -b "$1" ]; then blockdev --getsize64 "$1"; else stat -L -c %s "$1"; fi
 }
 
+# A loop device takes another size while it stays the same device; 0: that of its file.
+cofs_resize_loop() { # DEVICE BYTES
+	python3 -B "$(dirname "$HOST_OPTIONS")/resize-loop" "$1" "$2" || _fail "cofs: $1 takes no other size"
+}
+
 cofs_mkfs() { # DEVICE [OPTIONS]
 	local device=$1
 	shift
@@ -52,6 +57,24 @@ _fs_type() {
 	_df_device "$1" | $AWK_PROG '{ print $2 }' | sed -e 's/^fuse\(blk\)\{0,1\}\(\.cofs\)\{0,1\}$/fuse/'
 }
 
+# mount(8) learns from libblkid, which does not know cofs, what a device holds; and fuse alone is no type of ours.
+cofs_keep _mount
+_mount() {
+	local argument arguments=() typed=no before=
+	for argument in "$@"; do
+		case "$before $argument" in
+		"-t fuse") argument=fuse$FUSE_SUBTYP ;;
+		*" -t" | *" --bind" | *" --move" | *" --make-"* | *"remount"*) typed=yes ;;
+		esac
+		arguments+=("$argument")
+		before=$argument
+	done
+	if [ $typed = no ] && [ -e "$1" ] && "$COFS_PROG" dump "$1" >/dev/null 2>&1; then
+		arguments=(-t "fuse$FUSE_SUBTYP" "${arguments[@]}")
+	fi
+	cofs_stock_mount "${arguments[@]}"
+}
+
 _test_mkfs() {
 	cofs_mkfs "$TEST_DEV" "$@" >/dev/null
 }
@@ -62,6 +85,7 @@ _try_mkfs_dev() {
 }
 
 _scratch_mkfs() {
+	[ ! -b "$SCRATCH_DEV" ] || cofs_resize_loop "$SCRATCH_DEV" 0
 	cofs_mkfs "$SCRATCH_DEV" "$@"
 }
 
@@ -72,11 +96,17 @@ _try_scratch_mkfs_sized() { # BYTES [BLOCK_BYTES] [OPTIONS]
 	[[ $bytes =~ ^[0-9]+$ && $block =~ ^[0-9]+$ ]] || _notrun "not a size: $bytes, blocks of $block"
 	[ "$block" -eq 4096 ] || _notrun "cofs has blocks of 4096 bytes, not $block"
 	local device_bytes
+	[ ! -b "$SCRATCH_DEV" ] || cofs_resize_loop "$SCRATCH_DEV" 0
 	device_bytes=$(cofs_bytes "$SCRATCH_DEV")
 	[ "$bytes" -le "$device_bytes" ] || _notrun "$SCRATCH_DEV is smaller than $bytes bytes"
+	if [ -b "$SCRATCH_DEV" ]; then
+		cofs_resize_loop "$SCRATCH_DEV" "$bytes"
+		cofs_mkfs "$SCRATCH_DEV" "$@"
+		return
+	fi
 	cofs_mkfs "$SCRATCH_DEV" --size "$bytes" "$@" || return
 	# An image file was cut to that size: for the next test the device is as large as it was.
-	[ -b "$SCRATCH_DEV" ] || truncate -s "$device_bytes" "$SCRATCH_DEV"
+	truncate -s "$device_bytes" "$SCRATCH_DEV"
 }
 
 _scratch_mkfs_blocksized() { # BLOCK_BYTES
@@ -191,11 +221,6 @@ fi
 
 # --- dm-error: a loop device over the scratch device, with nothing left of it where a table of errors is wanted ---
 
-cofs_resize_device() { # BYTES: what is left of $DMERROR_DEV; 0: all of it
-	python3 -B "$(dirname "$HOST_OPTIONS")/resize-loop" "$DMERROR_DEV" "$1" ||
-		_fail "cofs: $DMERROR_DEV can not be made to fail"
-}
-
 if declare -F _dmerror_init >/dev/null; then
 	_dmerror_init() {
 		DMERROR_DEV=$(losetup --find --show "$SCRATCH_DEV") || _fail "cofs: no loop device for $SCRATCH_DEV"
@@ -207,14 +232,14 @@ if declare -F _dmerror_init >/dev/null; then
 		_mount -t "$FSTYP$FUSE_SUBTYP" $(_common_dev_mount_options "$@") $SCRATCH_OPTIONS "$DMERROR_DEV" "$SCRATCH_MNT"
 	}
 	_dmerror_load_error_table() {
-		cofs_resize_device 512
+		cofs_resize_loop "$DMERROR_DEV" 512
 	}
 	_dmerror_load_working_table() {
-		cofs_resize_device 0
+		cofs_resize_loop "$DMERROR_DEV" 0
 	}
 	_dmerror_cleanup() {
 		[ -n "$DMERROR_DEV" ] || return 0
-		cofs_resize_device 0
+		cofs_resize_loop "$DMERROR_DEV" 0
 		_unmount "$SCRATCH_MNT" >/dev/null 2>&1
 		losetup --detach "$DMERROR_DEV"
 		unset DMERROR_DEV

@@ -228,10 +228,15 @@ check "remount read-only" "$work/mount.fuse.cofs" "$image" "$mnt" -o remount,ro
 check_exit "writing is refused" 1 touch "$mnt/new"
 check "remount read-write" "$work/mount.fuse.cofs" "$image" "$mnt" -n -o remount,rw
 check "writing again" touch "$mnt/new"
-mkdir "$work/second"
+mkdir "$work/second" "$mnt/below"
+mount --make-shared "$mnt"
 check "the volume at a second place" "$work/mount.fuse.cofs" "$image" "$work/second" -o ro
 check "it is the same" test -e "$work/second/new"
 check_exit "read-only there" 1 touch "$work/second/other"
+check "a mount below the first" mount -t tmpfs none "$mnt/below"
+check "is not below the second" bash -c "! mountpoint -q '$work/second/below'"
+umount "$mnt/below"
+mount --make-private "$mnt"
 check_exit "but not twice at one place" 32 "$work/mount.fuse.cofs" "$image" "$mnt"
 check "unmount of the second place waits for no server" timeout 20 "$cofs" umount "$work/second"
 touch "$work/bound"

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A device that fails under a mount and comes back: everything after that is an error, nothing hangs, no wrong byte is
-read, and the next mount has all that was synced. So do the tests of xfstests that ask for dm-error, here without it:
+read, and the next mount has all that was synced. And one that is write-protected. So do the tests of xfstests that ask for dm-error, here without it:
 a loop device is cut to nothing (xfstests-config/resize-loop).
 """
 import contextlib
@@ -88,6 +88,17 @@ def one_failure(space, volume, device, old):
     volume.fsck()
 
 
+def write_protected(volume, device):
+    """A device that says beforehand that it can't be written is mounted read-only."""
+    h.run_command("blockdev", "--setro", device)
+    volume.mount()
+    h.check(volume.path("file").exists(), "the file is not there")
+    h.check(os.statvfs(volume.mount_point).f_flag & os.ST_RDONLY != 0, "not mounted read-only")
+    h.check(error_of(volume.path("later").mkdir) == errno.EROFS, "mkdir on a write-protected device")
+    volume.umount()
+    h.run_command("blockdev", "--setrw", device)
+
+
 def test(space):
     volume = space.volume(size="256M", name="device")
     with loop_device(volume.image) as device:
@@ -95,6 +106,7 @@ def test(space):
         try:
             for _ in range(3):
                 one_failure(space, volume, device, space.random.randbytes(SIZE))
+            write_protected(volume, device)
         finally:
             volume.dispose()
 
