@@ -124,12 +124,17 @@ class Volume:
             if status is not None:
                 self.server = None
                 raise Failure(f"the server ended with status {status} before the mount was ready")
-            if mount_type(self.mount_point) is not None:
+            # A server that is unmounted before it says that it is ready calls that a failure.
+            if mount_type(self.mount_point) is not None and self.says_ready():
                 os.statvfs(self.mount_point)
                 return self
             if time.monotonic() > deadline:
                 raise Failure("the mount was not ready in time")
             time.sleep(0.01)
+
+    def says_ready(self):
+        """Whether the last server that was started has said so in the log."""
+        return "mounted on" in self.log.read_text(errors="replace").rpartition("--- mount at")[2]
 
     def umount(self):
         """A clean unmount; the server must end by itself, without an error."""
