@@ -8,7 +8,7 @@ and with many open files. The large is twenty times the small (in the short form
 as much; the limit is RATIO_MAX.
 
 COFS_SCALE: "full": a million entries and extents, beside ten million files (COFS_SCALE_FILES) that `populate`
-(beside the cofs command) makes; on xfs in a file of 24 GiB at most, about 25 minutes. Else 100,000, on a tmpfs.
+(beside the cofs command) makes; on xfs in a file that takes 20 GiB, about 7 minutes. Else 100,000, on a tmpfs.
 """
 import ctypes
 import os
@@ -38,7 +38,7 @@ BLOCK = 4096
 HOST_BYTES = 64 << 30
 PUNCH_HOLE = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 LIBC = ctypes.CDLL(None)
-COST_LEAST_US = 2  # what is below that is not compared
+COST_LEAST_US = 0.2  # what is below that is not compared
 NODE_READ_US, NODE_WRITE_US = 25, 4
 READS_MAX, WRITES_MAX = 4, 16  # of an operation on one block or name
 
@@ -92,8 +92,9 @@ class Meter:
         worst = []
         for name, both in self.costs.items():
             small, large = both["small"], both["large"]
+            h.check(min(small.micros, large.micros) > 0.01, f"{name}: the server was not asked")
             least = max(small.micros, COST_LEAST_US)
-            h.note(f"{name:<30} {small.micros:8.1f} {large.micros:8.1f} {max(large.micros, COST_LEAST_US) / least:6.2f}"
+            h.note(f"{name:<30} {small.micros:8.2f} {large.micros:8.2f} {max(large.micros, COST_LEAST_US) / least:6.2f}"
                    f"   {large.reads:.2f}, {large.writes:.2f}")
             # What does not fit the cache is read, a node for each level of leaves that is touched, and a checkpoint
             # that falls into the batch writes what all before it have changed.
@@ -144,9 +145,10 @@ def directories(volume, meter):
         for i in range(3):
             meter.measure("create", case, BATCH, lambda i=i: create(directory, count - (3 - i) * BATCH, BATCH))
         rates.append(f"{count} creates in {h.seconds_since(start):.1f} s")
+        # Once: the kernel answers the next one from its cache.
+        meter.measure("list, per entry", case, count, lambda: list_all(directory, count))
         for i in range(3):
             meter.measure("look up an absent name", case, BATCH, lambda i=i: look_up_absent(directory, i * BATCH))
-            meter.measure("list, per entry", case, count, lambda: list_all(directory, count))
         for i in range(3):
             first = i * BATCH
             meter.measure("unlink", case, BATCH, lambda first=first: unlink(directory, first, BATCH))
@@ -331,7 +333,7 @@ def timed_mount(volume, options=""):
 
 def mounts(volume):
     times = []
-    for _ in range(3):
+    for _ in range(5):
         volume.umount()
         times.append(timed_mount(volume))
     clean = min(times)
@@ -401,7 +403,9 @@ class Host:
 
     def dispose(self):
         if self.mounted is not None:
-            subprocess.run(["umount", str(self.mounted)], check=True)
+            # A server that was killed a moment ago may not be gone: then it goes with the last user.
+            if subprocess.run(["umount", str(self.mounted)], stderr=subprocess.DEVNULL, check=False).returncode != 0:
+                subprocess.run(["umount", "-l", str(self.mounted)], check=True)
         if self.temporary is not None:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
