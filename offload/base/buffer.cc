@@ -24,13 +24,6 @@ std::byte* map_memory(uint64_t bytes) {
   return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
 }
 
-// For memory that a device pins as a whole: in huge pages, which is done in a tenth of the time. And no child gets it: a
-// fork copies what is pinned at once, and libfuse forks for mount(8).
-void prepare_for_pinning(std::byte* memory, uint64_t bytes) {
-  madvise(memory, bytes, MADV_HUGEPAGE);  // advice: without it all is as it was
-  madvise(memory, bytes, MADV_DONTFORK);
-}
-
 }  // namespace
 
 void BufferRef::reset() {
@@ -50,7 +43,8 @@ BufferPool::BufferPool(uint64_t arena_bytes) {
   arena_ = map_memory(arena_bytes);
   if (arena_ == nullptr) return;  // everything then comes from further regions
   arena_bytes_ = arena_bytes;
-  prepare_for_pinning(arena_, arena_bytes);
+  // A fork would copy at once what the device has pinned, and libfuse forks for mount(8).
+  madvise(arena_, arena_bytes, MADV_DONTFORK);
   for (uint64_t at = 0; at < arena_bytes; at += kRegionBytes) {
     const uint64_t bytes = std::min(arena_bytes - at, kRegionBytes);
     add_region(arena_ + at, static_cast<uint32_t>(bytes / kBlockBytes), true);
