@@ -7,7 +7,6 @@ import contextlib
 import errno
 import mmap
 import os
-import pathlib
 
 import harness as h
 
@@ -15,16 +14,6 @@ BLOCK = 4096
 SIZE = 2 << 20
 RESIZE = h.ROOT / "xfstests-config/resize-loop"
 LEFT_BYTES = 512  # less than a block
-
-
-@contextlib.contextmanager
-def loop_device(image):
-    h.require_programs("losetup")
-    device = h.run_command("losetup", "--find", "--show", image).strip()
-    try:
-        yield pathlib.Path(device)
-    finally:
-        h.run_command("losetup", "--detach", device)
 
 
 def resize(device, size):
@@ -101,7 +90,7 @@ def write_protected(volume, device):
 
 def test(space):
     volume = space.volume(size="256M", name="device")
-    with loop_device(volume.image) as device:
+    with h.loop_device(volume.image) as device:
         volume.image = device
         try:
             for _ in range(3):

@@ -95,6 +95,17 @@ def drop_caches():
         file.write("3")
 
 
+@contextlib.contextmanager
+def loop_device(image):
+    """The path of a loop device over the image, which goes with the block."""
+    require_programs("losetup")
+    device = run_command("losetup", "--find", "--show", image).strip()
+    try:
+        yield pathlib.Path(device)
+    finally:
+        run_command("losetup", "--detach", device)
+
+
 class Volume:
     """One image with a cofs volume, and the server of its mount while there is one."""
 

@@ -23,16 +23,6 @@ def kernel_version():
     return tuple(int(part) for part in re.match(r"(\d+)\.(\d+)", os.uname().release).groups())
 
 
-@contextlib.contextmanager
-def loop_device(image):
-    h.require_programs("losetup")
-    device = h.run_command("losetup", "--find", "--show", image).strip()
-    try:
-        yield pathlib.Path(device)
-    finally:
-        h.run_command("losetup", "--detach", device)
-
-
 def syncfs(volume):
     directory = os.open(volume.mount_point, os.O_RDONLY)
     try:
@@ -79,7 +69,7 @@ def test(space):
 
 def on_a_device(space, options):
     volume = space.volume(size="256M", options=options, name=options.replace(",", "-"))
-    with loop_device(volume.image) as device:
+    with h.loop_device(volume.image) as device:
         volume.image = device
         try:
             h.check(not survives(volume, nothing), "a file was durable by itself: nothing can be told by this test")
