@@ -61,6 +61,7 @@ struct SimScsiOptions {
   // So many answers about a token, or a write, say "in progress", even if IMMED was 0.
   uint32_t polls_until_token = 0;
   uint32_t polls_until_written = 0;
+  uint32_t update_delay_ms = 20;  // which such an answer asks for until the next
 };
 
 struct SimScsiFaults {

@@ -10,8 +10,6 @@ namespace cofs {
 
 namespace {
 
-constexpr uint32_t kUpdateDelayMs = 20;
-
 uint64_t field(std::span<const uint8_t> bytes, size_t from, size_t count) {
   uint64_t value = 0;
   for (size_t i = 0; i < count; i++) value = value << 8 | bytes[from + i];
@@ -227,7 +225,7 @@ SimScsiTarget::Answer SimScsiTarget::token_information(const uint8_t* cdb) {
   push(&data, 1, operation.action);
   push(&data, 1, running ? 0x12 : operation.status);
   push(&data, 2, 1);
-  push(&data, 4, running ? kUpdateDelayMs : 0xffffffff);
+  push(&data, 4, running ? options_.update_delay_ms : 0xffffffff);
   push(&data, 1, failed ? 0x02 : 0x00);
   push(&data, 1, sense.size());
   push(&data, 1, sense.size());
