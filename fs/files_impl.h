@@ -22,7 +22,7 @@ inline constexpr uint32_t kReadsInFlightMax = 16;       // device reads of one r
 inline constexpr uint64_t kFlushBlocksMax = 1024;       // of data in one flush transaction
 // So many dirty blocks of a file start a flush, if they are in long stretches: what is written here and there
 // waits, so that it reaches the device in file order and as few extents.
-inline constexpr uint64_t kEagerFlushBlocks = 256;
+inline constexpr uint64_t kEagerFlushBlocks = 1024;
 inline constexpr uint64_t kEagerFlushStretch = 16;  // blocks, on average
 inline constexpr uint64_t kCommitLeaveBlocks = 32;      // so few are left to collect_data()
 inline constexpr uint64_t kDirtyFragmentsMin = 16;      // always allowed, however small the store
