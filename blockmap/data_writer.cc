@@ -59,6 +59,18 @@ uint32_t Store::Impl::stream_room(const OpenSegment& stream, uint64_t more_entri
              : static_cast<uint32_t>(geometry.segment_blocks - taken);
 }
 
+uint64_t Store::blocks_in_whole_segments(uint64_t most) const {
+  const OpenSegment& data = impl_->streams[static_cast<size_t>(ondisk::Stream::kData)];
+  OpenSegment fresh;
+  fresh.open = true;
+  fresh.next_block = 1;
+  const uint64_t each = impl_->stream_room(fresh, 1);
+  const uint64_t here = impl_->stream_room(data, 1);
+  if (here >= most) return most;
+  const uint64_t blocks = here + (most - here) / each * each;
+  return blocks < most / 2 ? most : blocks;
+}
+
 Task<Result<>> Store::Impl::open_stream(ondisk::Stream stream) {
   OpenSegment& slot = streams[static_cast<size_t>(stream)];
   COFS_ASSERT(!slot.open);

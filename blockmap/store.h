@@ -432,6 +432,9 @@ class Store {
   // By name: what the next copy of ranges of this length is made by.
   std::string_view copy_engine_for(uint64_t range_blocks) const;
   VolumeInfo info() const;
+  // The most blocks of data, up to `most`, with which what is placed next ends where a segment does; `most`
+  // where that would be less than half of it. So large files lie in few pieces.
+  uint64_t blocks_in_whole_segments(uint64_t most) const;
   // So many tree nodes may be dirty on a full volume, too. What waits in memory to make others dirty at
   // the next commit keeps to shares of it (reserves.cc).
   uint64_t dirty_nodes_floor() const;

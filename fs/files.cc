@@ -209,9 +209,14 @@ Task<> Files::Impl::background_flush() {
   while (result && !stopping && !store.shut_down()) {
     std::vector<InodeRef> list = std::exchange(due, {});
     for (const InodeRef& inode : list) inode->data.flush_queued = false;
-    if (past_half()) list = inodes_with_dirty_data();
+    // What is left of a file that is being written gets a place together with what follows it.
+    uint64_t dirty_min = kEagerFlushBlocks;
+    if (past_half()) {
+      list = inodes_with_dirty_data();
+      dirty_min = 1;
+    }
     if (list.empty()) break;
-    result = co_await flush_inodes(std::move(list));
+    result = co_await flush_inodes(std::move(list), dirty_min);
   }
   if (store.shut_down() && result) result = fail(Code::kShutdown, "flush");
   if (!result && flush_result) {
@@ -290,20 +295,21 @@ void Files::Impl::take_back(const std::vector<uint64_t>& tokens) {
   progress.notify_all();  // who waits for these writes has to see to them again
 }
 
-Task<Result<>> Files::Impl::flush_inodes(std::vector<InodeRef> list) {
+Task<Result<>> Files::Impl::flush_inodes(std::vector<InodeRef> list, uint64_t dirty_min) {
   const uint64_t fragments_max = std::max<uint64_t>(store.dirty_nodes_floor() / 8, 8);
   size_t next = 0;
   uint64_t cursor = 0;  // in list[next]: file order, so that data dirtied behind it waits its turn
   while (next < list.size()) {
     auto transaction = co_await store.begin(Reservation());
     COFS_CO_TRY(transaction);
+    const uint64_t blocks_max = store.blocks_in_whole_segments(kFlushBlocksMax);
     Taken all;
-    while (next < list.size() && all.blocks < kFlushBlocksMax && all.fragments < fragments_max) {
+    while (next < list.size() && all.blocks < blocks_max && all.fragments < fragments_max) {
       const InodeRef& inode = list[next];
       Taken taken;
       taken.end = kFileBlocksMax;
-      if (!move_inline(*inode)) {
-        taken = take_into(*transaction, inode, cursor, kFlushBlocksMax - all.blocks,
+      if (inode->data.dirty_blocks() >= dirty_min && !move_inline(*inode)) {
+        taken = take_into(*transaction, inode, cursor, blocks_max - all.blocks,
                           fragments_max - all.fragments);
       }
       all.blocks += taken.blocks;
@@ -328,7 +334,7 @@ Task<Result<>> Files::Impl::flush_inodes(std::vector<InodeRef> list) {
 Task<Result<>> Files::Impl::settle_range(InodeRef inode, uint64_t first, uint64_t count) {
   while (inode->data.overlaps(first, count)) {
     if (inode->data.overlaps_dirty(first, count)) {
-      auto flushed = co_await flush_inodes(std::vector<InodeRef>(1, inode));
+      auto flushed = co_await flush_inodes(std::vector<InodeRef>(1, inode), 1);
       COFS_CO_TRY(flushed);
       continue;
     }
@@ -342,7 +348,7 @@ Task<Result<>> Files::Impl::settle_range(InodeRef inode, uint64_t first, uint64_
 
 Task<Result<>> Files::flush_dirty_data() {
   if (impl_->dirty_blocks <= kCommitLeaveBlocks) co_return Result<>();
-  co_return co_await impl_->flush_inodes(impl_->inodes_with_dirty_data());
+  co_return co_await impl_->flush_inodes(impl_->inodes_with_dirty_data(), 1);
 }
 
 void Files::collect_data(Transaction& transaction) {

@@ -141,7 +141,8 @@ struct Files::Impl {
   Task<> background_flush();
   std::vector<InodeRef> inodes_with_dirty_data();
   // One pass over the dirty data of these files.
-  Task<Result<>> flush_inodes(std::vector<InodeRef> list);
+  // Of those with at least `dirty_min` dirty blocks, until they have fewer.
+  Task<Result<>> flush_inodes(std::vector<InodeRef> list, uint64_t dirty_min);
   struct Taken {
     uint64_t blocks = 0;
     uint64_t fragments = 0;
