@@ -143,8 +143,8 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
   if (!past_cache) note_cache_use(server, ino, file);
   const uint64_t offset = data.offset;
   const uint32_t length = data.length;
-  const bool direct = (flags & O_DIRECT) != 0;
-  // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
+  // The kernel follows up with an FSYNC for cached writes, but not for asynchronous direct ones.
+  const bool direct = past_cache || (flags & O_DIRECT) != 0;
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
   Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
