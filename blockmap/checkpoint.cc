@@ -353,6 +353,18 @@ Task<Result<>> Store::checkpoint() {
   }
 }
 
+// Superblocks are encoded when they are written: one that is under way may have the new label already, but only
+// that of the checkpoint asked for here is known to.
+Task<Result<>> Store::set_label(std::string label) {
+  Impl& store = *impl_;
+  if (!valid_label(label)) co_return fail(Code::kInvalid, kLabelRule);
+  auto writable = store.check_writable();
+  COFS_CO_TRY(writable);
+  store.volume_info.label = label;
+  store.geometry.label = std::move(label);
+  co_return co_await checkpoint();
+}
+
 // --- Cleaning of node segments -----------------------------------------------------------------
 
 // Makes the live nodes of one segment dirty, so that the checkpoint under way writes them elsewhere.

@@ -411,6 +411,9 @@ class Store {
   // --- Durability ---
   Task<Result<>> commit();      // everything done before the call is durable after it
   Task<Result<>> checkpoint();  // commits, and writes the tree
+  // Gives the volume another label, durable on return. Errors: kInvalid (more than 63 bytes, or one of them is 0),
+  // kReadOnly, kShutdown, those of a checkpoint.
+  Task<Result<>> set_label(std::string label);
   // Moves live data out of segments until nothing gains, or there is no room to do so, or `request`
   // says; also where options.gc is off. Others who collect, or wait for that, get in between units. What
   // became free can be used after the next checkpoint. Errors: kReadOnly, kShutdown, those of metadata.

@@ -131,6 +131,10 @@ uint64_t Geometry::superblock_block(int copy) const {
   return copy == 1 ? block_of_segment(reserved_segment()) : block_count - 1;
 }
 
+bool valid_label(std::string_view label) {
+  return label.size() <= kLabelBytesMax && label.find('\0') == std::string_view::npos;
+}
+
 std::string Geometry::uuid_text() const {
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string text;
@@ -148,9 +152,7 @@ Result<Geometry> plan_geometry(uint64_t block_count, const FormatOptions& option
   geometry.label = options.label;
   geometry.node_bytes = options.node_bytes;
   geometry.metadata_copies = options.metadata_copies;
-  if (options.label.size() > 63 || options.label.find('\0') != std::string::npos) {
-    return fail(Code::kInvalid, "the label must have at most 63 bytes");
-  }
+  if (!valid_label(options.label)) return fail(Code::kInvalid, kLabelRule);
   if (!valid_power(options.node_bytes, ondisk::kNodeBytesMin, ondisk::kNodeBytesMax)) {
     return fail(Code::kInvalid, "the node size must be a power of two from 4096 to 65536");
   }
@@ -216,7 +218,7 @@ void encode_superblock(const Geometry& geometry, const VolumeState& state,
   out.log_limit_blocks = geometry.log_limit_blocks;
   out.over_provision_percent = geometry.over_provision_percent;
   out.created_seconds = static_cast<uint64_t>(geometry.created_seconds);
-  std::memcpy(out.label, geometry.label.data(), std::min<size_t>(geometry.label.size(), 63));
+  std::memcpy(out.label, geometry.label.data(), std::min(geometry.label.size(), kLabelBytesMax));
   out.sequence = state.sequence;
   out.epoch = state.epoch;
   out.mount_count = state.mount_count;

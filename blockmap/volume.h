@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "blockmap/btree.h"
 #include "blockmap/ondisk.h"
@@ -20,6 +21,10 @@
 namespace cofs {
 
 inline constexpr int kSuperblockCopies = 3;
+inline constexpr size_t kLabelBytesMax = sizeof(ondisk::Superblock::label) - 1;
+inline constexpr const char* kLabelRule = "a label must have at most 63 bytes, none of them zero";
+static_assert(kLabelBytesMax == 63);
+bool valid_label(std::string_view label);
 
 struct Geometry {
   std::array<uint8_t, 16> uuid{};

@@ -86,7 +86,11 @@ Task<void> open_file(FuseServer& server, fuse_req_t request, uint64_t ino, int f
 }
 
 Task<void> close_file(FuseServer& server, fuse_req_t request, uint64_t ino, FileHandle file) {
-  if (!file.direct) server.invalidator().closed(ino);
+  if (file.direct) {
+    server.invalidator().closed_direct(ino, file.open);
+  } else {
+    server.invalidator().closed(ino);
+  }
   co_await server.fs().close_file(ino, file.open);
   reply_errno(server, request, 0);
 }
@@ -110,8 +114,18 @@ Task<void> make_unnamed(FuseServer& server, fuse_req_t request, uint64_t parent,
 }
 #endif
 
+// Only a request that goes past the page cache names a lock owner (kernel: fuse_direct_io). The flags say no more
+// than what fcntl() left there.
+bool is_past_cache(const fuse_file_info& file) { return file.lock_owner != 0 && file.writepage == 0; }
+
+// For a request that goes through the cache.
+void note_cache_use(FuseServer& server, uint64_t ino, FileHandle file) {
+  if (file.direct) server.invalidator().filled(ino, file.open);
+}
+
 Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t offset,
-                uint32_t length) {
+                uint32_t length, FileHandle file, bool past_cache) {
+  if (!past_cache) note_cache_use(server, ino, file);
   Result<ReadData> data = co_await server.fs().read(ino, offset, length);
   if (!data) {
     reply_error(server, request, data.error());
@@ -125,11 +139,12 @@ Task<void> read(FuseServer& server, fuse_req_t request, uint64_t ino, uint64_t o
 }
 
 Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData data,
-                 int flags, bool past_cache, Unprivileged kill_privileges) {
+                 int flags, FileHandle file, bool past_cache, Unprivileged kill_privileges) {
+  if (!past_cache) note_cache_use(server, ino, file);
   const uint64_t offset = data.offset;
   const uint32_t length = data.length;
-  const bool direct = (flags & O_DIRECT) != 0;
-  // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
+  // The kernel follows up with an FSYNC for cached writes, but not for asynchronous direct ones.
+  const bool direct = past_cache || (flags & O_DIRECT) != 0;
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
   Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
@@ -138,6 +153,7 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
     reply_error(server, request, result.error());
     co_return;
   }
+  // (A write through the cache has its pages locked until it is answered.)
   if (past_cache && server.invalidator().may_be_cached(ino)) {
     co_await server.invalidator().drop(server.session(), ino, offset, length);
   }
@@ -248,12 +264,13 @@ void on_make_unnamed(fuse_req_t request, fuse_ino_t parent, mode_t mode, fuse_fi
 }
 #endif
 
-void on_read(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info*) {
+void on_read(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, fuse_file_info* file) {
   if (offset < 0 || size > FuseServer::kRequestBytesMax) {
     fuse_reply_err(request, EINVAL);
     return;
   }
-  start(request, read, ino, static_cast<uint64_t>(offset), static_cast<uint32_t>(size));
+  start(request, read, ino, static_cast<uint64_t>(offset), static_cast<uint32_t>(size), FileHandle::of(file->fh),
+        is_past_cache(*file));
 }
 
 void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size, off_t offset,
@@ -271,10 +288,7 @@ void on_write(fuse_req_t request, fuse_ino_t ino, const char* bytes, size_t size
   // Where the requests do not say it the kernel has cleared the bits already.
   Unprivileged kill;
   if (server_of(request).features().kills_privileges) kill = kills_privileges(request, *file);
-  // Only a write that goes past the page cache names a lock owner (kernel: fuse_direct_io). The flags say no more
-  // than what fcntl() left there, and a write through the cache has its pages locked until it is answered.
-  const bool past_cache = file->lock_owner != 0 && file->writepage == 0;
-  start(request, write, ino, std::move(*data), file->flags, past_cache, kill);
+  start(request, write, ino, std::move(*data), file->flags, FileHandle::of(file->fh), is_past_cache(*file), kill);
 }
 
 void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {

@@ -1,4 +1,4 @@
-// Handlers of ioctl: file flags (chattr, xfs_io), FITRIM, the private ones of cofs_ioctl.h, shutdown.
+// Handlers of ioctl: file flags (chattr, xfs_io), FITRIM, the volume's label, the private ones of cofs_ioctl.h, shutdown.
 //
 // The kernel hands over as many bytes each way as the ioctl's number declares; chattr's and
 // lsattr's FS_IOC_GETFLAGS and SETFLAGS declare a long and carry an int.
@@ -166,6 +166,34 @@ void on_trim(fuse_req_t request, const void* in, size_t in_size, size_t out_size
   }
 }
 
+Task<void> get_label(FuseServer& server, fuse_req_t request, size_t room) {
+  std::string label = server.fs().store().info().label;
+  label.resize(room);
+  reply_bytes(server, request, label.data(), label.size());
+  co_return;
+}
+
+Task<void> set_label(FuseServer& server, fuse_req_t request, std::string label) {
+  const Result<> result = co_await server.fs().store().set_label(std::move(label));
+  if (!result) {
+    reply_error(server, request, result.error());
+    co_return;
+  }
+  reply(server, [request] { fuse_reply_ioctl(request, 0, nullptr, 0); });
+}
+
+// As for other filesystems the label ends with a zero byte, which the 256 bytes have more room for than the volume.
+void on_set_label(fuse_req_t request, const void* in, size_t size) {
+  if (fuse_req_ctx(request)->uid != 0) {
+    fuse_reply_err(request, EPERM);
+  } else if (server_of(request).options().read_only) {
+    fuse_reply_err(request, EROFS);
+  } else {
+    const char* const label = static_cast<const char*>(in);
+    start(request, set_label, std::string(label, strnlen(label, size)));
+  }
+}
+
 // The kernel sends both kinds for chattr, and checked that the caller may change these flags.
 void on_set_flags(fuse_req_t request, fuse_ino_t ino, const void* in, size_t size, bool extended) {
   if (server_of(request).options().read_only) {
@@ -203,6 +231,8 @@ void on_ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_
       on_set_flags(request, ino, in, in_size, command == FS_IOC_FSSETXATTR);
       return;
     case FITRIM: on_trim(request, in, in_size, out_size); return;
+    case FS_IOC_GETFSLABEL: start(request, get_label, std::min<size_t>(out_size, FSLABEL_MAX)); return;
+    case FS_IOC_SETFSLABEL: on_set_label(request, in, in_size); return;
     case COFS_IOC_SYNC: start(request, sync_all, false); return;
     case COFS_IOC_STATISTICS: {
       cofs_text_page asked;

@@ -46,6 +46,14 @@ void PageInvalidator::closed(uint64_t ino) {
   if (found != files_.end() && found->second.open > 0) found->second.open--;
 }
 
+void PageInvalidator::filled(uint64_t ino, uint64_t open) {
+  if (fillers_.insert(open).second) opened(ino);
+}
+
+void PageInvalidator::closed_direct(uint64_t ino, uint64_t open) {
+  if (fillers_.erase(open) != 0) closed(ino);
+}
+
 void PageInvalidator::forgotten(uint64_t ino) {
   const auto found = files_.find(ino);
   // Open: the kernel has met it again since.

@@ -3,7 +3,8 @@
 // The kernel drops the pages of a range before a direct write, and again after it only if the write was
 // synchronous. Who reads through the cache while an asynchronous one (io_submit, io_uring) is under way puts
 // the old data back, and it would stay. So the server drops the pages before it answers a direct write, if
-// the file was open without O_DIRECT, too. (Not seen: a mapping of a file that is open with O_DIRECT only, and O_DIRECT that fcntl() took away.)
+// the file was open without O_DIRECT, too, or was seen to use the cache in spite of O_DIRECT: by a mapping, or since
+// fcntl() took the flag away.
 //
 // On a thread of its own: the kernel waits for pages that are being read, so for the server's other answers. If the
 // server is killed just then, that thread stays in the kernel and keeps the connection: `cofs umount --force` ends it.
@@ -17,6 +18,7 @@
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "offload/base/executor.h"
 #include "offload/base/task.h"
@@ -34,6 +36,10 @@ class PageInvalidator {
   // Inside the core, for each open file that may fill the cache: without O_DIRECT.
   void opened(uint64_t ino);
   void closed(uint64_t ino);
+  // Inside the core, before the request is served, when one of a file that was opened with O_DIRECT turns out to go through
+  // the cache: it counts as one without from now on. `open` tells open files apart.
+  void filled(uint64_t ino, uint64_t open);
+  void closed_direct(uint64_t ino, uint64_t open);
   void forgotten(uint64_t ino);  // by the kernel, with its pages
   // Whether some of its pages may be cached: it was open so, and they were not all dropped since.
   bool may_be_cached(uint64_t ino) const { return files_.contains(ino); }
@@ -70,6 +76,7 @@ class PageInvalidator {
 
   Executor& executor_;
   std::unordered_map<uint64_t, CachedFile> files_;  // by inode
+  std::unordered_set<uint64_t> fillers_;            // open files that filled() told of
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Request> requests_;  // guarded by mutex_; the first is under way

@@ -50,6 +50,7 @@ int fsck_command(const Invocation& invocation);
 int dump_command(const Invocation& invocation);
 int stat_command(const Invocation& invocation);
 int sync_command(const Invocation& invocation);
+int label_command(const Invocation& invocation);
 int clone_command(const Invocation& invocation);
 int map_command(const Invocation& invocation);
 int run_command(const Invocation& invocation);

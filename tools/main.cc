@@ -28,6 +28,7 @@ constexpr Subcommand kSubcommands[] = {
     {"dump", cofs::dump_command, "show what is on a volume that is not mounted"},
     {"stat", cofs::stat_command, "statistics of a mounted volume"},
     {"sync", cofs::sync_command, "make everything on a mounted volume durable"},
+    {"label", cofs::label_command, "show or change the label of a mounted volume"},
     {"gc", cofs::gc_command, "make room: have live data moved out of partly filled segments"},
     {"scrub", cofs::scrub_command, "read and verify everything on a mounted volume, repair metadata"},
     {"clone", cofs::clone_command, "copy files and trees by sharing or by the device"},

@@ -364,6 +364,52 @@ TEST(StoreTest, CrashAtManyOperations) {
   std::printf("crash states tried: %llu\n", static_cast<unsigned long long>(states));
 }
 
+// A label is the old or the new one after a crash while it is set, and the new one once that was answered.
+TEST(StoreTest, LabelSurvivesCrashes) {
+  uint64_t crashes = 0;
+  for (uint64_t at = 0; at < 40; at++) {
+    SCOPED_TRACE(at);
+    Volume volume(at + 1, SimImage(2048));
+    volume.format(Options());
+    ASSERT_TRUE(volume.open());
+    EXPECT_EQ(volume.store->info().label, "");
+    ASSERT_TRUE(volume.world.run(Volume::write(&volume, 10, 0, 4)));
+    ASSERT_TRUE(volume.world.run(volume.store->set_label("old")));
+    ASSERT_TRUE(volume.world.run(Volume::write(&volume, 11, 0, 4)));
+    volume.device->power_off_at(volume.device->operation_count() + at);
+    const bool answered = volume.world.run(volume.store->set_label("new")).has_value();
+    if (!volume.device->powered_off()) volume.device->power_off_now();
+    crashes += answered ? 0 : 1;
+    for (const CrashMode mode : {CrashMode::kDropAll, CrashMode::kKeepAll, CrashMode::kRandom}) {
+      Volume after(at + 1000, volume.device->crash_image(at, mode));
+      auto opened = after.open();
+      ASSERT_TRUE(opened) << describe(opened.error());
+      const std::string label = after.store->info().label;
+      EXPECT_TRUE(label == "new" || (!answered && label == "old")) << label;
+      ASSERT_TRUE(after.world.run(after.store->close()));
+      after.store.reset();
+      ASSERT_TRUE(after.open(true));
+      EXPECT_EQ(after.store->info().label, label);
+      EXPECT_EQ(after.world.run(after.store->set_label("x")).error().code, Code::kReadOnly);
+      after.expect_verified();
+    }
+  }
+  EXPECT_GT(crashes, 3U);
+  EXPECT_LT(crashes, 40U);
+}
+
+TEST(StoreTest, LabelsThatDoNotFit) {
+  Volume volume(1, SimImage(2048));
+  volume.format(Options());
+  ASSERT_TRUE(volume.open());
+  const std::string longest(63, 'l');
+  ASSERT_TRUE(volume.world.run(volume.store->set_label(longest)));
+  for (const std::string& bad : {longest + "l", std::string("a\0b", 3)}) {
+    EXPECT_EQ(volume.world.run(volume.store->set_label(bad)).error().code, Code::kInvalid);
+    EXPECT_EQ(volume.store->info().label, longest);
+  }
+}
+
 // Without a checkpoint in between, segments are emptied, freed and used again: the log that is replayed
 // opens them more than once.
 TEST(StoreTest, ReplaysSegmentsThatWereUsedAgain) {
