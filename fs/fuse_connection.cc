@@ -68,8 +68,11 @@ LoopConfig loop_config() {
   return config;
 }
 
+// The kernel gives the mount of a block device a number of pages of its own, under the device's number and a suffix: without
+// that it would be the device's.
 bool raise_read_ahead(const MountEntry& mount) {
-  std::ofstream setting("/sys/class/bdi/" + mount.device + "/read_ahead_kb");
+  const char* const suffix = mount.type.starts_with("fuseblk") ? "-fuseblk" : "";
+  std::ofstream setting("/sys/class/bdi/" + mount.device + suffix + "/read_ahead_kb");
   setting << FuseServer::kReadAheadKib << std::endl;
   return static_cast<bool>(setting);
 }
