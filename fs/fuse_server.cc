@@ -216,6 +216,7 @@ Outcome FuseServer::mount() {
   }
   mounted_ = true;
   const int error = install_request_reader(session_);
+  hears_of_sync_ = error == 0 && (options_.transport == FuseTransport::kDevice || FuseQueues::are_ours());
   messages.take_last();
   if (error != 0) {
     journal_.write(Severity::kInfo, std::string("the library reads requests by itself: writes are copied once more, and "

@@ -35,6 +35,11 @@ def refusal(volume, options):
 
 def refusals(volume):
     h.check("io_uring=" in refusal(volume, "io_uring=perhaps"), "the option is not named")
+    if "serves -o io_uring" not in h.run_command(h.command(), "--version"):
+        line = refusal(volume, "io_uring")
+        h.check("libfuse" in line and "COFS_LIBFUSE=pinned" in line, f"does not say by which library it can be had: {line}")
+        h.note(f"refused: {line}")
+        return
     if not SWITCH.exists() or SWITCH.read_text().strip() != "N":
         return
     line = refusal(volume, "io_uring")
