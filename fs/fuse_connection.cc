@@ -1,6 +1,7 @@
 #include "fs/fuse_connection.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <thread>
@@ -23,6 +24,8 @@ constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
                              FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO |
                              FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
                              FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
+
+constexpr std::chrono::milliseconds kForgetsGather(5);
 
 // The library that runs may be older than the one that was compiled with, which the flag's place in a structure
 // does not tell.
@@ -66,6 +69,14 @@ LoopConfig loop_config() {
   fuse_loop_cfg_set_idle_threads(config.get(), FuseServer::kIdleThreads);
   fuse_loop_cfg_set_max_threads(config.get(), std::clamp(2 * std::thread::hardware_concurrency(), 16U, 32U));
   return config;
+}
+
+void end_forget(fuse_req_t request, bool by_ring) {
+#ifdef COFS_FUSE_HAS_RING
+  by_ring = by_ring && !fuse_req_is_uring(request);  // a queue's thread must not wait
+#endif
+  fuse_reply_none(request);
+  if (by_ring) std::this_thread::sleep_for(kForgetsGather);
 }
 
 // The kernel gives the mount of a block device a number of pages of its own, under the device's number and a suffix: without

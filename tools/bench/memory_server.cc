@@ -111,14 +111,14 @@ void on_forget(fuse_req_t request, fuse_ino_t ino, uint64_t lookups) {
   std::unique_lock lock(tree_of(request).lock);
   tree_of(request).forget(ino, lookups);
   lock.unlock();
-  fuse_reply_none(request);
+  end_forget(request, memory_server_of(request).settings.ring);
 }
 
 void on_forget_many(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
   std::unique_lock lock(tree_of(request).lock);
   for (size_t i = 0; i < count; i++) tree_of(request).forget(forgets[i].ino, forgets[i].nlookup);
   lock.unlock();
-  fuse_reply_none(request);
+  end_forget(request, memory_server_of(request).settings.ring);
 }
 
 NewNode node_of(fuse_req_t request, mode_t mode) {
