@@ -3,8 +3,8 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <tuple>
+
+#include "fs/fuse_connection.h"
 
 namespace cofs {
 
@@ -17,18 +17,6 @@ timespec timespec_of(const WallTime& time) {
   return result;
 }
 
-// Exactly these are asked for, whatever the library's defaults are; and HANDLE_KILLPRIV_V2 where the library
-// passes on its flags. Without it the kernel asks for the attribute security.capability before every write.
-//
-// Not asked for: HANDLE_KILLPRIV (its requests do not say whose bits must go), AUTO_INVAL_DATA (nobody else
-// changes the files), splice (data is copied to be checksummed), and locks (local to this host, the kernel does
-// them alone).
-constexpr unsigned kWanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC |
-                             FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK | FUSE_CAP_IOCTL_DIR |
-                             FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO |
-                             FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_POSIX_ACL |
-                             FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA;
-
 // FUSE_COPY_FILE_RANGE_64 came with version 7.45 of the protocol (Linux 6.18) and libfuse 3.18, which
 // serves both operations by one handler.
 bool copies_64_by([[maybe_unused]] const fuse_conn_info& connection) {
@@ -39,40 +27,16 @@ bool copies_64_by([[maybe_unused]] const fuse_conn_info& connection) {
 #endif
 }
 
-// The library that runs may be older than the one that was compiled with, which the flag's place in a structure
-// does not tell.
-unsigned kill_capability() {
-#ifdef COFS_FUSE_HAS_KILL_FLAG
-  unsigned major = 0;
-  unsigned minor = 0;
-  unsigned patch = 0;
-  if (std::sscanf(fuse_pkgversion(), "%u.%u.%u", &major, &minor, &patch) != 3) return 0;
-  return std::tuple(major, minor, patch) >= std::tuple(3U, 18U, 3U) ? FUSE_CAP_HANDLE_KILLPRIV_V2 : 0;
-#else
-  return 0;
-#endif
-}
-
 void on_init(void* userdata, fuse_conn_info* connection) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
-  unsigned wanted = kWanted;
-  if (server.options().writeback) wanted |= FUSE_CAP_WRITEBACK_CACHE;
-  wanted |= kill_capability();
-#ifdef COFS_FUSE_HAS_RING
-  if (server.options().transport != FuseTransport::kDevice) wanted |= FUSE_CAP_OVER_IO_URING;
-#endif
-  connection->want = wanted & connection->capable;
-  connection->max_write = FuseServer::kRequestBytesMax;
-  // The kernel offers its default of 128 KiB and takes no more; raise_read_ahead() goes on from
-  // there.
-  connection->max_readahead = FuseServer::kRequestBytesMax;
-  connection->max_background = FuseServer::kBackgroundMax;
-  connection->congestion_threshold = FuseServer::kBackgroundCongested;
-  connection->time_gran = 1;
+  ConnectionWishes wishes;
+  wishes.writeback = server.options().writeback;
+  wishes.ring = server.options().transport != FuseTransport::kDevice;
+  agree(*connection, wishes);
   SessionFeatures features;
   features.protocol_major = static_cast<uint16_t>(connection->proto_major);
   features.protocol_minor = static_cast<uint16_t>(connection->proto_minor);
-  features.kills_privileges = (connection->want & kill_capability()) != 0;
+  features.kills_privileges = kills_privileges(*connection);
   features.opens_directories_alone = (connection->capable & FUSE_CAP_NO_OPENDIR_SUPPORT) != 0;
   features.copies_64 = copies_64_by(*connection);
 #ifdef COFS_FUSE_HAS_TMPFILE

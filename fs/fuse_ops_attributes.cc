@@ -114,7 +114,7 @@ Task<void> volume_figures(FuseServer& server, fuse_req_t request, uint64_t) {
     status.f_blocks = figures.total_blocks;
     status.f_bfree = figures.free_blocks;
     status.f_bavail = figures.available_blocks;
-    status.f_files = figures.inodes + figures.free_inodes;
+    status.f_files = figures.inodes;
     status.f_ffree = figures.free_inodes;
     status.f_favail = figures.free_inodes;
     status.f_namemax = ondisk::kNameBytesMax;

@@ -1,9 +1,16 @@
 // Handlers about names: lookup, creation, links, removal, renaming.
+#include <algorithm>
+#include <span>
+
+#include "fs/fuse_connection.h"
 #include "fs/fuse_ops.h"
 
 namespace cofs {
 
 namespace {
+
+// So many inodes are forgotten, and freed, before others get the core.
+constexpr size_t kForgottenAtOnce = 32;
 
 Task<void> lookup(FuseServer& server, fuse_req_t request, uint64_t parent, std::string name) {
   Result<Attributes> found = co_await server.fs().lookup(parent, std::move(name));
@@ -132,23 +139,26 @@ void on_read_symlink(fuse_req_t request, fuse_ino_t ino) {
   start(request, read_symlink, ino);
 }
 
-void start_forgetting(fuse_req_t request, std::vector<uint64_t> inodes) {
+void start_forgetting(fuse_req_t request, std::span<const uint64_t> inodes) {
   FuseServer& server = server_of(request);
-  if (!server.stopped()) {
+  while (!inodes.empty() && !server.stopped()) {
+    const auto some = inodes.first(std::min(inodes.size(), kForgottenAtOnce));
     server.request_started();
-    server.monitor().post(detach(forget(server, request, std::move(inodes))));
+    server.monitor().post(detach(forget(server, request, std::vector<uint64_t>(some.begin(), some.end()))));
+    inodes = inodes.subspan(some.size());
   }
-  fuse_reply_none(request);
+  end_forget(request, server.uses_ring());
 }
 
 void on_forget(fuse_req_t request, fuse_ino_t ino, uint64_t) {
-  start_forgetting(request, {ino});
+  const uint64_t inode = ino;
+  start_forgetting(request, {&inode, 1});
 }
 
 void on_forget_many(fuse_req_t request, size_t count, fuse_forget_data* forgets) {
   std::vector<uint64_t> inodes(count);
   for (size_t i = 0; i < count; i++) inodes[i] = forgets[i].ino;
-  start_forgetting(request, std::move(inodes));
+  start_forgetting(request, inodes);
 }
 
 }  // namespace

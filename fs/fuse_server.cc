@@ -5,13 +5,13 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <memory>
 
+#include "fs/fuse_connection.h"
 #include "fs/fuse_mounts.h"
 #include "fs/fuse_ops.h"
 #include "fs/fuse_queues.h"
@@ -216,6 +216,7 @@ Outcome FuseServer::mount() {
   }
   mounted_ = true;
   const int error = install_request_reader(session_);
+  hears_of_sync_ = error == 0 && (options_.transport == FuseTransport::kDevice || FuseQueues::are_ours());
   messages.take_last();
   if (error != 0) {
     journal_.write(Severity::kInfo, std::string("the library reads requests by itself: writes are copied once more, and "
@@ -233,13 +234,7 @@ Outcome FuseServer::serve(std::function<void()> ready) {
   umask(0);
   if (fuse_set_signal_handlers(session_) != 0) return failed("cannot set signal handlers");
 
-  std::unique_ptr<fuse_loop_config, decltype(&fuse_loop_cfg_destroy)> config(
-      fuse_loop_cfg_create(), &fuse_loop_cfg_destroy);
-  fuse_loop_cfg_set_clone_fd(config.get(), 1);
-  fuse_loop_cfg_set_idle_threads(config.get(), kIdleThreads);
-  fuse_loop_cfg_set_max_threads(config.get(),
-                                std::clamp(2 * std::thread::hardware_concurrency(), 16U, 32U));
-
+  const LoopConfig config = loop_config();
   std::thread announcer([this, &ready] { announce(ready); });
   int status = fuse_session_loop_mt(session_, config.get());
   const bool may_hang = invalidator_.give_up();
@@ -307,9 +302,7 @@ void FuseServer::announce(const std::function<void()>& ready) {
 void FuseServer::raise_read_ahead() {
   std::optional<MountEntry> entry = mount_at(options_.mount_point);
   if (!entry || !entry->is_cofs()) return;
-  std::ofstream setting("/sys/class/bdi/" + entry->device + "/read_ahead_kb");
-  setting << kReadAheadKib << std::endl;
-  if (!setting) journal_.write(Severity::kInfo, "read-ahead stays at the kernel's default");
+  if (!cofs::raise_read_ahead(*entry)) journal_.write(Severity::kInfo, "read-ahead stays at the kernel's default");
 }
 
 void FuseServer::note_failure(const Error& error) {

@@ -116,6 +116,8 @@ class FuseServer {
   RequestCounts& request_counts() { return request_counts_; }
   const RequestCounts& request_counts() const { return request_counts_; }
   void session_initialised(const SessionFeatures& features);  // the kernel's INIT is being answered
+  // The kernel's word of sync(2) and syncfs(2) arrives: the library knows no such request, what reads them for it does.
+  bool hears_of_sync() const { return hears_of_sync_; }
   // Set before any request comes, and then for good.
   SessionFeatures features() const { return features_.load(std::memory_order_relaxed); }
   // Has the kernel ask for an inode's attributes when it needs them next. It holds no lock that a request may
@@ -153,6 +155,7 @@ class FuseServer {
   PageInvalidator invalidator_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
+  bool hears_of_sync_ = false;  // set by mount()
   static_assert(std::atomic<SessionFeatures>::is_always_lock_free);
   std::atomic<SessionFeatures> features_{SessionFeatures()};
   std::atomic<Stage> stage_{Stage::kWaiting};

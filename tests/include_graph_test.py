@@ -20,7 +20,7 @@ DOORS = {
     r"liburing.*": r"offload/uring\.(h|cc)",
     r"xxh(ash|3)\.h": r"offload/base/checksum\.cc",
     r"(fuse3?/.*|fuse.*\.h)": r"fs/fuse_ops\.h",
-    r"cofs_ring\.h": r"fs/fuse_queues\.cc",
+    r"cofs_ring\.h": r"fs/fuse_queues\.cc|tools/bench/memory_server\.cc",
     r"libnvme.*|nvme/.*": r"offload/nvme_\w+\.(h|cc)",
     r"blkid/.*": r"offload/target(_geometry)?\.(h|cc)",
     r"linux/fs\.h|sys/ioctl\.h": r"(offload|tools|tests)/.*|fs/fuse_\w+\.(h|cc)",

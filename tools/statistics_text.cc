@@ -138,6 +138,7 @@ Json session_figures(const FuseServer& server) {
           {"unnamed_files", features.unnamed_files},
           {"statx", features.statx},
           {"copies_64", features.copies_64},
+          {"hears_of_sync", server.hears_of_sync()},
           {"requests", server.requests_seen()}};
 }
 

@@ -213,6 +213,8 @@ for path in ("copy.device_bytes copy.hostfile_bytes copy.shared_bytes copy.host_
         value = value[part]
 assert isinstance(s["copy"]["refused"], dict)
 PY
+inodes=$("$cofs" stat --json "$mnt" | python3 -c 'import json, sys; print(json.load(sys.stdin)["space"]["inodes"])')
+check "df counts inodes" equal "$(df --output=iused "$mnt" | tail -n 1 | tr -d ' ')" "$inodes"
 device=$(findmnt -n -o MAJ:MIN "$mnt" | tr -d ' ')
 check "read-ahead was raised" equal "$(cat "/sys/class/bdi/$device/read_ahead_kb")" 1024
 

@@ -18,6 +18,9 @@ import transport_stress
 STRESS_SECONDS = 20
 SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 MIB = 1 << 20
+REMOVED = 5000
+FORGETS_PER_SECOND_MAX = 4 * 200  # a thread takes one in 5 ms, and then what has come until then; few threads do
+FORGET_SECONDS_MAX = 20
 # What a program may hear whose server ends. ECANCELED: its request was on its way to a thread of the server's.
 ENDED = (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.ENODEV, errno.EIO)
 
@@ -35,6 +38,11 @@ def refusal(volume, options):
 
 def refusals(volume):
     h.check("io_uring=" in refusal(volume, "io_uring=perhaps"), "the option is not named")
+    if "serves -o io_uring" not in h.run_command(h.command(), "--version"):
+        line = refusal(volume, "io_uring")
+        h.check("libfuse" in line and "COFS_LIBFUSE=pinned" in line, f"does not say by which library it can be had: {line}")
+        h.note(f"refused: {line}")
+        return
     if not SWITCH.exists() or SWITCH.read_text().strip() != "N":
         return
     line = refusal(volume, "io_uring")
@@ -82,6 +90,34 @@ def basics(volume, space):
     h.drop_caches()
     check_files(volume, contents)
     return contents
+
+
+def forgetting(volume):
+    """What is forgotten comes gathered, however fast files are removed, and all of it comes: their inodes are freed."""
+    def forgets():
+        requests = volume.statistics()["requests"]
+        return requests.get("forget", 0) + requests.get("forget_multi", 0)
+
+    def inodes():
+        h.fsync_directory(volume.mount_point)  # they are counted as they are committed
+        figures = os.statvfs(volume.mount_point)
+        return figures.f_files - figures.f_ffree
+
+    directory = volume.path("removed")
+    directory.mkdir()
+    before = inodes()
+    for i in range(REMOVED):
+        (directory / str(i)).touch()
+    h.check(inodes() >= before + REMOVED, "the volume does not tell how many inodes it has")
+    first, start = forgets(), time.monotonic()
+    for i in range(REMOVED):
+        (directory / str(i)).unlink()
+    while inodes() > before:
+        h.check(time.monotonic() - start < FORGET_SECONDS_MAX, f"{inodes() - before} removed files are not freed")
+        time.sleep(0.01)
+    count, seconds = forgets() - first, time.monotonic() - start
+    h.note(f"{REMOVED} files removed and forgotten in {seconds:.2f} s by {count} requests")
+    h.check(count <= FORGETS_PER_SECOND_MAX * seconds + 10, "forgets are not gathered")
 
 
 def busy_umount(volume):
@@ -162,6 +198,7 @@ def serve(volume, space):
     h.check(volume.statistics()["fuse"]["transport"] == "io_uring", "cofs stat does not tell the transport")
     h.check("by io_uring" in volume.log.read_text(), "the server's first line does not tell the transport")
     contents = basics(volume, space)
+    forgetting(volume)
     busy_umount(volume)
     transport_stress.stress(volume, STRESS_SECONDS, space.seed)
     check_files(volume, contents)

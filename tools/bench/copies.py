@@ -132,9 +132,9 @@ def clone_in_server(work):
 # --- On an image that xfs holds ---
 
 IMAGE_ROWS = [
-    Row("image copy, call", "ms", None, each(0.95, "xfs"),
+    Row("image copy, call", "ms", None, each(0.95, "xfs"), transport=False,
         note="clone=device, the volume an image on xfs: copy_file_range alone; under xfs: FICLONERANGE on the image by itself"),
-    Row("image copy + fsync", "ms", None, each(0.95, "xfs"), note="the same, and the fsync after it"),
+    Row("image copy + fsync", "ms", None, each(0.95, "xfs"), transport=False, note="the same, and the fsync after it"),
     Row("image copy, in pieces", "ms", None,
         note="the call again; under xfs: as many FICLONERANGE as the volume's segments and chunks ask for"),
 ]

@@ -26,6 +26,7 @@ class Peer:
     program = ""
     copies = "auto"        # cp --reflink=…, as people use it
     makes_format = True    # what is on the device is this peer's own
+    transport_alone = False  # it keeps nothing: what it reaches is what its transport lets a server reach
 
     def __init__(self, name):
         self.name = name
@@ -140,6 +141,27 @@ class Cofs(Peer):
         return [self.program, "umount", str(self.mount_point)]
 
 
+class Nothing(Peer):
+    """A server that does nothing (tools/bench/memory_server.cc), mounted on the device as cofs is. What it has ends with it."""
+
+    transport_alone = True
+    makes_format = False
+
+    def __init__(self, name, program, words):
+        super().__init__(name)
+        self.program = str(program)
+        self.words = words
+
+    def missing(self):
+        return None if os.access(self.program, os.X_OK) else f"no {self.program}: build the release preset"
+
+    def prepare(self, device, mount_point):
+        self.device, self.mount_point = device, pathlib.Path(mount_point)
+
+    def server_command(self):
+        return [self.program, self.device, self.mount_point, *self.words]
+
+
 class Fuse2fs(Peer):
     program = "fuse2fs"
 
@@ -249,10 +271,13 @@ KINDS = {"fuse2fs": Fuse2fs, "ntfs-3g": Ntfs3g, "passthrough_hp": PassthroughHp,
 
 
 def peer_of(word, cofs_program):
-    """`cofs`, `cofs:OPTION+OPTION` (mount options), or one of KINDS; None if it is neither."""
+    """`cofs` or `nothing`, with :OPTION+OPTION or without, or one of KINDS; None if it is neither."""
     kind, _, options = word.partition(":")
+    words = [o for o in options.split("+") if o]
     if kind == "cofs":
-        return Cofs(word, cofs_program, [o for o in options.split("+") if o])
+        return Cofs(word, cofs_program, words)
+    if kind == "nothing":
+        return Nothing(word, pathlib.Path(cofs_program).with_name("memory_server"), words)
     return KINDS[kind](kind) if kind in KINDS and not options else None
 
 

@@ -67,7 +67,7 @@ def draw(results, output):
     if missing():
         raise RuntimeError(missing())
     own = results.own_columns()[0]
-    others = [name for name in results.peers if name not in results.own_columns() and
+    others = [name for name in results.peers if name in COLOURS and
               any(results.ratio(row, own, name) for row in results.rows)]
     if not others:
         raise RuntimeError("no other filesystem was measured: nothing to draw")

@@ -22,6 +22,12 @@ class Entry:
     def median(self):
         return statistics.median(self.values) if self.values else None
 
+    def value(self, row, best):
+        """The median, or that of the best round."""
+        if not self.values or not best:
+            return self.median()
+        return min(self.values) if row.lower_is_better else max(self.values)
+
     def cpu_figure(self):
         """Seconds per GiB where the row moves data, else seconds; None for a peer without a server."""
         if not self.cpu:
@@ -51,25 +57,38 @@ class Results:
     def own_columns(self):
         return [name for name in self.peers if name.split(":")[0] == "cofs"]
 
-    def ratio(self, row, name, other):
-        """How many times better `name` is than `other`; below 1 it is worse. None: not both were measured."""
-        mine, theirs = self.entry(row, name).median(), self.entry(row, other).median()
+    def bound_of(self, name):
+        """The server that does nothing and gets the requests that the column `name` gets; None: it was not measured."""
+        options = [option for option in options_of(name) if option]
+        bound = {(): "nothing", ("io_uring",): "nothing:io_uring"}.get(tuple(options))
+        return bound if bound in self.peers else None
+
+    def ratio(self, row, name, other, best=False):
+        """How many times better `name` is than `other`; below 1 it is worse. None: not both were measured.
+
+        best: `name` by its best round.
+        """
+        mine, theirs = self.entry(row, name).value(row, best), self.entry(row, other).median()
         if mine is None or theirs is None:
             return None
         better, worse = (theirs, mine) if row.lower_is_better else (mine, theirs)
         return better / worse if worse else None
 
-    def judge(self, row, name, target):
-        """(what was found, whether that is enough), as a text and a bool; None: it could not be judged."""
-        if target.only_with and target.only_with not in name.partition(":")[2].split("+"):
+    def judge(self, row, name, target, best=False):
+        """(what was found, whether that is enough), as a text and a bool; None: it could not be judged. best: see ratio()."""
+        if target.only_with and target.only_with not in options_of(name):
             return None
         if target.bound is not None:
-            value = self.entry(row, name).median()
+            value = self.entry(row, name).value(row, best)
             if value is None:
                 return None
             return figure(value), value <= target.bound if row.lower_is_better else value >= target.bound
-        ratios = [r for r in (self.ratio(row, name, other) for other in target.peers) if r is not None]
+        ratios = [r for r in (self.ratio(row, name, other, best) for other in target.peers) if r is not None]
         return (f"{min(ratios):.2f} ×", min(ratios) >= target.factor) if ratios else None
+
+
+def options_of(name):
+    return name.partition(":")[2].split("+")
 
 
 def figure(value):
@@ -96,8 +115,25 @@ def figures_table(results):
     return table(["row", "unit", *results.peers], lines)
 
 
+def can_be_reached(results, row, target, names):
+    """By any of these in its best round: noise makes figures worse, so a median would say too often that it cannot be."""
+    return any(verdict and verdict[1] for verdict in (results.judge(row, name, target, best=True) for name in names))
+
+
+def bound_cell(results, row, target, bound, own):
+    """What a server that does nothing has of the target, and what cofs has of that server's figure."""
+    verdict = results.judge(row, bound, target)
+    if verdict is None:
+        return "–"
+    text = verdict[0] if can_be_reached(results, row, target, (bound, own)) else f"{verdict[0]}: **cannot be reached**"
+    share = results.ratio(row, own, bound)
+    return f"{text}; {own} has {share:.0%}" if share else text
+
+
 def targets_table(results):
     own = results.own_columns()
+    bounds = {results.bound_of(name): name for name in reversed(own) if results.bound_of(name)}
+    bounds = {bound: bounds[bound] for bound in results.peers if bound in bounds}
     lines = []
     for row in results.rows:
         for target in row.targets:
@@ -107,8 +143,9 @@ def targets_table(results):
             limit = f"{'≤' if row.lower_is_better and target.bound is not None else '≥'} {target}"
             unit = f" {row.unit}" if target.bound is not None else ""
             cells = ["–" if v is None else f"{v[0]} {'reached' if v[1] else '**not reached**'}" for v in verdicts]
+            cells += [bound_cell(results, row, target, bound, name) for bound, name in bounds.items()]
             lines.append([row.name, limit + unit, *cells])
-    return table(["row", "to reach", *own], lines) if lines else ""
+    return table(["row", "to reach", *own, *bounds], lines) if lines else ""
 
 
 def server_table(results):
@@ -137,7 +174,10 @@ def document(results):
     parts = [machine_text(results.settings), figures_table(results),
              "Median over the rounds (least–most). –: this filesystem has no such thing."]
     if len(results.own_columns()) > 0 and targets_table(results):
-        parts += ["What is to be reached; a ratio above 1 is in favour of cofs, whatever the unit:", targets_table(results)]
+        parts += ["What is to be reached; a ratio above 1 is in favour of cofs, whatever the unit." + (
+            " The columns `nothing`: the same of a server that does nothing, which has its requests by the same way; then, what "
+            "cofs has of what that server reaches. What neither reaches in its best round cannot be reached by that way."
+            if any(results.bound_of(name) for name in results.own_columns()) else ""), targets_table(results)]
     if server_table(results):
         parts += ["Processor time of the server (median; per GiB where the row moves data) and the most memory that it had "
                   "resident in any round:", server_table(results)]
@@ -153,7 +193,11 @@ def as_json(results):
             for name in results.own_columns():
                 verdict = results.judge(row, name, target)
                 if verdict is not None:
-                    targets.append({"column": name, "target": str(target), "found": verdict[0], "reached": verdict[1]})
+                    bound = results.bound_of(name)
+                    targets.append({"column": name, "target": str(target), "found": verdict[0], "reached": verdict[1],
+                                    "bound": bound and results.judge(row, bound, target),
+                                    "can_be_reached": can_be_reached(results, row, target, (bound or name, name)),
+                                    "share_of_bound": bound and results.ratio(row, name, bound)})
         rows.append({"name": row.name, "unit": row.unit, "lower_is_better": row.lower_is_better, "targets": targets,
                      "peers": {name: results.entry(row, name).as_json() for name in results.peers}})
     return json.dumps({**results.settings, "remarks": results.remarks, "rows": rows}, indent=2) + "\n"

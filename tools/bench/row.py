@@ -25,12 +25,13 @@ class Row:
     """One thing that is measured: measure(work) returns a value in `unit`, or raises NotApplicable.
 
     needs: the row that makes what this one uses. prepare(work): what it needs by itself, not measured. cold: caches are
-    dropped then. data: its processor time is given per GiB. files: its amount is the number of files.
+    dropped then. data: its processor time is given per GiB. files: its amount is the number of files. transport: a server
+    that does nothing can serve it, and says what the transport lets any reach; else the row is about what a server does.
     """
 
     def __init__(self, name, unit, measure, targets=(), needs=None, prepare=None, cold=False, data=False, files=False,
-                 note=""):
+                 transport=True, note=""):
         self.name, self.unit, self.measure, self.targets = name, unit, measure, list(targets)
         self.needs, self.prepare, self.cold, self.data, self.files = needs, prepare, cold, data, files
-        self.note = note
+        self.transport, self.note = transport, note
         self.lower_is_better = unit in ("s", "ms")
