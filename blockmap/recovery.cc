@@ -532,6 +532,7 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
       spawn(environment.executor, impl.gc_background());
     }
   }
+  impl.stall.allowed = true;
   impl.start_measuring();
   co_return store;
 }

@@ -158,6 +158,8 @@ Task<Result<>> Files::Impl::throttle() {
   }
   while (over_limit()) {
     if (store.shut_down()) co_return fail(Code::kShutdown, "write");
+    auto stalled = store.check_stall();
+    COFS_CO_TRY(stalled);
     // Past the limit either half of it is dirty, and flushing helps, or half is in flight and lands.
     const bool started = past_half();
     if (started) start_flush();
@@ -177,13 +179,14 @@ Task<> Files::Impl::wait_for_progress() {
   progress_waiters--;
 }
 
-// A store that fails before it placed a run reports on nothing; those who wait must hear of it.
+// A store that fails before it placed a run, or whose device takes no writes, reports on nothing; those who wait must
+// hear of it.
 Task<> Files::Impl::watch_store() {
   while (progress_waiters > 0) {
     TimerRequest timer;
     timer.due_ns = environment.clock.monotonic_ns() + kWatchNs;
     co_await sleep_until(environment.clock, timer);
-    if (store.shut_down()) progress.notify_all();
+    if (store.shut_down() || !store.check_stall()) progress.notify_all();
   }
   watching = false;
 }
@@ -333,6 +336,8 @@ Task<Result<>> Files::Impl::settle_range(InodeRef inode, uint64_t first, uint64_
       continue;
     }
     if (store.shut_down()) co_return fail(Code::kShutdown, "wait for data writes", inode->ino);
+    auto stalled = store.check_stall();
+    COFS_CO_TRY(stalled);
     co_await wait_for_progress();
   }
   co_return Result<>();
@@ -355,6 +360,11 @@ void Files::collect_data(Transaction& transaction) {
   impl.inline_space_collected = std::exchange(impl.inline_space, Reservation());
 }
 
+// The next commit has to apply it.
+void Files::collecting_failed() {
+  impl_->inline_space.merge(std::exchange(impl_->inline_space_collected, Reservation()));
+}
+
 void Files::data_written(uint64_t token, const Result<>& result) {
   Impl& impl = *impl_;
   auto flight = impl.flights.extract(token);
@@ -366,7 +376,7 @@ void Files::data_written(uint64_t token, const Result<>& result) {
     if (result) {
       inode.data.written(token);
     } else {
-      // The store has shut down. The data stays, so that it can still be read.
+      // The store has shut down, or could not place it this time. The data stays: it can still be read.
       inode.data.put_back(token);
       inode.data.reservation.merge(std::move(flight.mapped().reservation));
     }

@@ -69,6 +69,7 @@ class Files {
   // --- for commits ---
   Task<Result<>> flush_dirty_data();
   void collect_data(Transaction& transaction);
+  void collecting_failed();
   void data_written(uint64_t token, const Result<>& result);
   // Waits until no background work and no device write of file data is under way. No background work
   // is started from then on.

@@ -149,6 +149,11 @@ Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
   reply_status(server, request, result);
 }
 
+Task<void> sync_volume(FuseServer& server, fuse_req_t request) {
+  Result<> result = co_await server.fs().sync_volume();
+  reply_status(server, request, result);
+}
+
 Task<void> allocate(FuseServer& server, fuse_req_t request, uint64_t ino, AllocateMode mode,
                     uint64_t offset, uint64_t length, Unprivileged kill_privileges) {
   Result<> result = co_await server.fs().allocate(ino, mode, offset, length, kill_privileges);
@@ -281,6 +286,14 @@ void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {
   start(request, sync, ino);
 }
 
+void on_fsync_directory(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info* file) {
+  if (file->fh == kSyncfsHandle) {
+    start(request, sync_volume);
+  } else {
+    start(request, sync, ino);
+  }
+}
+
 std::optional<AllocateMode> allocate_mode_of(int mode) {
   switch (mode) {
     case 0: return AllocateMode::kAllocate;
@@ -346,7 +359,7 @@ void install_data_operations(fuse_lowlevel_ops& operations) {
   operations.read = on_read;
   operations.write = on_write;
   operations.fsync = on_fsync;
-  operations.fsyncdir = on_fsync;
+  operations.fsyncdir = on_fsync_directory;
   operations.fallocate = on_allocate;
   operations.lseek = on_seek;
   operations.copy_file_range = on_copy_range;
