@@ -367,6 +367,9 @@ class Store {
   // kUnknownFeature, kCorrupt, kIo.
   static Task<Result<CopyRates>> stored_copy_rates(Environment environment);
 
+  // Whether its last use ended without a close: opening it will replay the log. Errors as above.
+  static Task<Result<bool>> needs_recovery(Environment environment);
+
   // Opens a volume: replays the log after a crash, then writes a checkpoint (unless read_only).
   // Errors: kNotCofs, kUnknownFeature, kCorrupt, kIo with the step that failed.
   static Task<Result<std::unique_ptr<Store>>> open(Environment environment, StoreOptions options);

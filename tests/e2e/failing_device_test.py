@@ -165,6 +165,33 @@ def write_protected(volume, device):
     h.run_command("blockdev", "--setrw", device)
 
 
+def write_protected_after_a_crash(volume, device):
+    """Such a device that was not unmounted is shown to whoever asks for a read-only mount, and else refused."""
+    refused = h.run_command(h.command(), "mount", device, volume.mount_point, "-o", "norecovery", expect=1)
+    h.check("only together with ro" in refused, refused)
+    volume.mount()
+    volume.path("synced").write_bytes(b"synced")
+    h.fsync_directory(volume.mount_point)
+    volume.kill()
+    volume.clear_dead_mount()
+    h.run_command("blockdev", "--setro", device)
+    refused = h.run_command(h.command(), "mount", device, volume.mount_point, expect=32)
+    h.check("write-protected and was not unmounted" in refused and "-o ro" in refused and refused.count("\n") == 1, refused)
+    h.check(h.mount_type(volume.mount_point) is None, "refused, and mounted")
+    for options in ("ro", "norecovery"):
+        volume.options = options
+        volume.mount()
+        h.check(volume.path("synced").read_bytes() == b"synced", f"not as after a recovery with {options}")
+        h.check(os.statvfs(volume.mount_point).f_flag & os.ST_RDONLY != 0, "not mounted read-only")
+        volume.umount()
+    volume.options = ""
+    h.run_command("blockdev", "--setrw", device)
+    volume.mount()
+    h.check(volume.path("synced").read_bytes() == b"synced", "lost by a look at it")
+    volume.umount()
+    volume.fsck()
+
+
 def test(space):
     volume = space.volume(size="256M", name="device")
     with h.loop_device(volume.image) as device:
@@ -176,6 +203,7 @@ def test(space):
             ends(space, volume, device, "SIGTERM")
             full_memory(space, volume, device)
             write_protected(volume, device)
+            write_protected_after_a_crash(volume, device)
         finally:
             volume.dispose()
 
