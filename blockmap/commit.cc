@@ -83,7 +83,7 @@ Task<Result<>> Store::Impl::collect_and_apply() {
 // Whoever gave the data hears that it will not be written, by this commit or at all.
 void Store::Impl::give_back(const Transaction::State& data, const Error& error) {
   for (const Transaction::State::Op& op : data.ops) {
-    if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, fail(error));
+    if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, fail(error), 0);
   }
 }
 

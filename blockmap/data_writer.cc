@@ -97,7 +97,9 @@ void Store::Impl::finish_tickets(const std::vector<RunTicket*>& tickets, const R
   for (RunTicket* ticket : tickets) {
     if (!result) ticket->result = result;
     if (--ticket->parts != 0) continue;
-    if (ticket->sink != nullptr) ticket->sink->data_written(ticket->token, ticket->result);
+    if (ticket->sink != nullptr) {
+      ticket->sink->data_written(ticket->token, ticket->result, ticket->first_virtual);
+    }
     delete ticket;
   }
 }
@@ -132,6 +134,7 @@ Task<Result<>> Store::Impl::place_run(const DataRun* run_to_place, bool into_log
   auto* ticket = new RunTicket;
   ticket->sink = run.sink;
   ticket->token = run.token;
+  ticket->first_virtual = next_virtual;
   ticket->parts = 1;  // held by this function, so that an error path ends it exactly once
   Result<> result;
   uint32_t done = 0;

@@ -133,7 +133,8 @@ struct StagedRun {
 class DataSink {
  public:
   virtual ~DataSink() = default;
-  virtual void data_written(uint64_t token, const Result<>& result) = 0;
+  // `first_virtual`: where it was placed, the number of the run's first block; the others follow it.
+  virtual void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) = 0;
 };
 
 // File data to be placed by a transaction. The buffer's blocks must not change any more.

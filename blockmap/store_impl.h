@@ -49,6 +49,7 @@ struct RunTicket {
   DataSink* sink = nullptr;
   uint64_t token = 0;
   uint32_t parts = 0;
+  uint64_t first_virtual = 0;
   Result<> result;
 };
 

@@ -118,6 +118,7 @@ Task<Result<>> Files::Impl::to_block_form(Inode& inode) {
 
 void Files::Impl::add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space) {
   for (EdgeBlock& edge : *edges) {
+    recent_edges.forget(inode.ino, edge.file_block, 1);
     FileData::Run run;
     run.count = 1;
     run.hashes.push_back(block_hash(edge.buffer->data()));
@@ -255,6 +256,7 @@ Files::Impl::Taken Files::Impl::take_into(Transaction& transaction, const InodeR
     result.blocks += taken.run.count;
     result.end = taken.file_block + taken.run.count;
     in_flight_blocks += taken.run.count;
+    recent_edges.placing(inode.ino, taken.file_block, taken.run.count, taken.token);
     Flight flight;
     flight.inode = ref;
     flight.blocks = taken.run.count;
@@ -289,6 +291,7 @@ void Files::Impl::take_back(const std::vector<uint64_t>& tokens) {
     DataChange change(*this, inode);
     inode.data.put_back(token);
     inode.data.reservation.merge(std::move(flight.mapped().reservation));
+    recent_edges.not_placed(token);
   }
   progress.notify_all();  // who waits for these writes has to see to them again
 }
@@ -365,7 +368,7 @@ void Files::collecting_failed() {
   impl_->inline_space.merge(std::exchange(impl_->inline_space_collected, Reservation()));
 }
 
-void Files::data_written(uint64_t token, const Result<>& result) {
+void Files::data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) {
   Impl& impl = *impl_;
   auto flight = impl.flights.extract(token);
   if (flight.empty()) return;  // its transaction failed, and the data is dirty again
@@ -375,10 +378,12 @@ void Files::data_written(uint64_t token, const Result<>& result) {
     Impl::DataChange change(impl, inode);
     if (result) {
       inode.data.written(token);
+      impl.recent_edges.placed(token, first_virtual);
     } else {
       // The store has shut down, or could not place it this time. The data stays: it can still be read.
       inode.data.put_back(token);
       inode.data.reservation.merge(std::move(flight.mapped().reservation));
+      impl.recent_edges.not_placed(token);
     }
   }
   impl.progress.notify_all();

@@ -335,8 +335,8 @@ void FileSystem::mapped_blocks_changed(uint64_t ino, int64_t delta) {
   inodes_->mark_dirty(*inode);
 }
 
-void FileSystem::data_written(uint64_t token, const Result<>& result) {
-  files_->data_written(token, result);
+void FileSystem::data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) {
+  files_->data_written(token, result, first_virtual);
 }
 
 }  // namespace cofs

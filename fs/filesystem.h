@@ -150,7 +150,7 @@ class FileSystem final : public CommitClient, public DataSink {
   uint64_t inode_bytes_bound() const override;
   void collect_inodes(Transaction& transaction) override;
   void mapped_blocks_changed(uint64_t ino, int64_t delta) override;
-  void data_written(uint64_t token, const Result<>& result) override;
+  void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) override;
 
  private:
   friend class Files;

@@ -207,6 +207,43 @@ TEST_F(Stall, WritersWithoutRoomAreRefusedAtOnce) {
   EXPECT_TRUE(volume->close());
 }
 
+// A device that fails altogether can't be read, either: what a write covers in part is known from the write before it.
+TEST_F(Stall, RecordsOneAfterTheOtherNeedNoRead) {
+  mount(stall_options());
+  constexpr uint64_t kRecord = 5000;
+  std::string expected;
+  const auto append = [&](uint64_t offset, uint64_t seed) {
+    const std::string bytes = pattern_bytes(seed, offset, kRecord);
+    expected.resize(std::max<size_t>(expected.size(), offset + kRecord));
+    expected.replace(offset, kRecord, bytes);
+    return volume->run(fs().write(ino, WriteData::fill(volume->world.buffers, offset, bytes.data(), kRecord), false, false));
+  };
+  for (uint64_t i = 0; i < 8; i++) ASSERT_TRUE(append(i * kRecord, 1));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  SimFaults faults;
+  faults.read_error = 1;
+  faults.write_error = 1;
+  volume->device.set_faults(faults);
+  for (uint64_t i = 0; i < 8; i++) EXPECT_TRUE(append(i * kRecord, 2)) << i;
+  EXPECT_EQ(sync(), Code::kIo);
+  volume->device.set_faults(SimFaults());
+  EXPECT_EQ(sync(), Code::kInvalid);
+  for (uint64_t i = 0; i < 8; i++) {
+    ASSERT_TRUE(append(i * kRecord, 3 + i));
+    ASSERT_EQ(sync(), Code::kInvalid);
+  }
+  // What was changed otherwise is not taken for what was kept.
+  ASSERT_TRUE(volume->run(fs().allocate(ino, AllocateMode::kPunchHole, kBlockBytes, kBlockBytes)));
+  expected.replace(kBlockBytes, kBlockBytes, std::string(kBlockBytes, '\0'));
+  ASSERT_TRUE(append(kBlockBytes + 100, 20));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  ASSERT_TRUE(volume->close());
+  ASSERT_TRUE(volume->open());
+  const auto data = volume->run(fs().read(ino, 0, static_cast<uint32_t>(expected.size())));
+  ASSERT_TRUE(data);
+  EXPECT_TRUE(std::string(reinterpret_cast<const char*>(data->data()), data->length) == expected);
+}
+
 // Names, too, have bounds that only a checkpoint can restore.
 TEST_F(Stall, NamesWithoutRoomAreRefusedAtOnce) {
   VolumeOptions few = stall_options();
