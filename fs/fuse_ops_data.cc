@@ -131,7 +131,9 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
   const bool direct = (flags & O_DIRECT) != 0;
   // The kernel follows up with an FSYNC for cached writes, but not for direct ones.
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
-  Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
+  // Who writes past the cache asks the device, and is to hear when it refuses.
+  Result<> result = direct ? server.fs().store().check_stall() : Result<>();
+  if (result) result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
   if (result && synchronous) result = co_await server.fs().sync();
   if (!result) {

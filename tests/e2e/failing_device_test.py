@@ -40,6 +40,16 @@ def write_and_sync(path, content):
         os.fsync(file.fileno())
 
 
+def write_directly(path, content):
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    page = mmap.mmap(-1, BLOCK)
+    page[:] = content[:BLOCK]
+    try:
+        os.pwrite(fd, page, 0)
+    finally:
+        os.close(fd)
+
+
 def check_no_wrong_block(path, old, new):
     """Reads past the kernel's cache: each block is the old one or the new one, or an error."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -74,6 +84,7 @@ def fail_under(volume, device, path, new):
     h.check(error_of(lambda: volume.path("later").mkdir() or h.fsync_directory(volume.mount_point)) == errno.EIO,
             "a directory was made durable without a device")
     h.check(state_of(volume) == "stalled", f"the state is {state_of(volume)}")
+    h.check(error_of(lambda: write_directly(path, new)) == errno.EIO, "a direct write said nothing")
 
 
 def heals(space, volume, device, by_fsync):
