@@ -105,6 +105,12 @@ void Store::Impl::retry_stalled() {
   if (stall.writes != 0) stall.retry.notify_all();
 }
 
+// The store is down: pending writes end.
+void Store::Impl::end_waiting_writes() {
+  stall.retry.notify_all();
+  if (stall.asleep) env.clock.cancel(stall.timer);
+}
+
 Task<> Store::Impl::retry_by_the_clock() {
   while (stall.writes != 0 && !shut_down) {
     stall.timer.due_ns = env.clock.monotonic_ns() + kRetryNs;

@@ -126,12 +126,6 @@ void Store::Impl::fail_store(const Error& error, const char* what) {
   kick_background();
 }
 
-// The store is down: pending writes end.
-void Store::Impl::end_waiting_writes() {
-  stall.retry.notify_all();
-  if (stall.asleep) env.clock.cancel(stall.timer);
-}
-
 void Store::set_client(CommitClient* client) { impl_->client = client; }
 bool Store::shut_down() const { return impl_->shut_down; }
 bool Store::read_only() const { return impl_->options.read_only; }

@@ -1,7 +1,7 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying), prefetch.cc,
 // mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), stall.cc (writes that fail), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
-// scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
+// chain), stall.cc (writes that fail), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc,
+// read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
 // gc_relocate.cc (moving it), gc_publish.cc (its new places), gc_pacing.cc (when), gc_request.cc (because somebody
 // asked).
 //
@@ -334,7 +334,6 @@ struct Store::Impl {
   Result<> check_writable() const;
   Result<> check_readable() const;
   void fail_store(const Error& error, const char* what);
-  void end_waiting_writes();
   Task<> background();
   void kick_background();
   Task<> wait_for_tasks();
@@ -455,6 +454,7 @@ struct Store::Impl {
   void end_stall();
   void wake_stalled();
   void retry_stalled();
+  void end_waiting_writes();
   Task<> retry_by_the_clock();
   Result<> check_stall() const;
   Result<> check_attempts(uint64_t attempts) const;

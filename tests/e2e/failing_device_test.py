@@ -165,6 +165,36 @@ def full_memory(space, volume, device):
     volume.options = ""
 
 
+def full_host(space):
+    """The filesystem under an image runs full, and is enlarged."""
+    host = space.directory / "host"
+    host.mkdir()
+    h.run_command("mount", "-t", "tmpfs", "-o", "size=24M", "none", host)
+    try:
+        volume = h.Volume(host, size="128M", name="image")
+        try:
+            volume.mount()
+            path = volume.path("file")
+            content = space.random.randbytes(40 << 20)
+            with open(path, "wb", buffering=0) as file:
+                for start in range(0, len(content), 1 << 20):
+                    os.pwrite(file.fileno(), content[start:start + (1 << 20)], start)
+                h.check(error_of(lambda: os.fsync(file.fileno())) == errno.EIO, "no error where there is no room")
+                h.check(state_of(volume) == "stalled", f"the state is {state_of(volume)}")
+                h.run_command("mount", "-o", "remount,size=200M", host)
+                os.fsync(file.fileno())
+            volume.kill()
+            volume.clear_dead_mount()
+            volume.mount()
+            h.check(path.read_bytes() == content, "other bytes")
+            volume.umount()
+            volume.fsck()
+        finally:
+            volume.dispose()
+    finally:
+        h.run_command("umount", "-l", host)
+
+
 def write_protected(volume, device):
     """A device that says beforehand that it can't be written is mounted read-only."""
     h.run_command("blockdev", "--setro", device)
@@ -204,6 +234,7 @@ def write_protected_after_a_crash(volume, device):
 
 
 def test(space):
+    full_host(space)
     volume = space.volume(size="256M", name="device")
     with h.loop_device(volume.image) as device:
         volume.image = device
