@@ -331,25 +331,41 @@ Task<Result<>> Store::Impl::run_checkpoint() {
   co_return Result<>();
 }
 
+Task<> Store::Impl::checkpoint_for_all() {
+  const uint64_t number = checkpoints_begun;
+  const uint64_t served = checkpoint_requests;
+  auto result = co_await run_checkpoint();
+  checkpointing = false;
+  if (result) {
+    checkpoints_served = served;
+  } else {
+    failed_checkpoint = number;
+    checkpoint_error = result.error();
+  }
+  checkpoint_done.notify_all();
+}
+
 Task<Result<>> Store::checkpoint() {
   Impl& store = *impl_;
   if (store.options.read_only) co_return Result<>();
   const uint64_t request = ++store.checkpoint_requests;
+  const uint64_t own = store.checkpoints_begun + 1;
+  const uint64_t attempts = store.stall.attempts;
+  store.retry_stalled();
   while (true) {
     if (store.checkpoints_served >= request) co_return Result<>();
+    if (store.failed_checkpoint >= own) co_return fail(store.checkpoint_error);
     auto writable = store.check_writable();
     COFS_CO_TRY(writable);
+    auto attempted = store.check_attempts(attempts);
+    COFS_CO_TRY(attempted);
     if (store.checkpointing) {
       co_await store.checkpoint_done.wait();
       continue;
     }
     store.checkpointing = true;
-    const uint64_t served = store.checkpoint_requests;
-    auto result = co_await store.run_checkpoint();
-    store.checkpointing = false;
-    if (result) store.checkpoints_served = served;
-    store.checkpoint_done.notify_all();
-    COFS_CO_TRY(result);
+    store.checkpoints_begun++;
+    detach(store.checkpoint_for_all()).resume();
   }
 }
 

@@ -64,10 +64,10 @@ Task<Result<>> Store::Impl::collect_and_apply() {
   }
   auto applied = co_await apply(*data.state_, into_log);
   if (!applied) {
-    // The client gave this data away; it can't be kept in order with what comes later.
-    if (!shut_down) fail_store(applied.error(), "data could not be placed");
+    // Where the store is up nothing was changed, and the client has its data again.
     drop_log_payload(applied.error());
     give_back(*data.state_, applied.error());
+    client->collecting_failed();
     co_return applied;
   }
   Transaction inodes(store, Mutex::Guard(), Reservation());
@@ -80,10 +80,10 @@ Task<Result<>> Store::Impl::collect_and_apply() {
   co_return applied;
 }
 
-// The store has failed: whoever gave the data hears that it will not be written.
+// Whoever gave the data hears that it will not be written, by this commit or at all.
 void Store::Impl::give_back(const Transaction::State& data, const Error& error) {
   for (const Transaction::State::Op& op : data.ops) {
-    if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, fail(error));
+    if (op.run.sink != nullptr) op.run.sink->data_written(op.run.token, fail(error), 0);
   }
 }
 
@@ -94,6 +94,8 @@ void Store::Impl::drop_log_payload(const Error& error) {
 }
 
 Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
+  // Nothing can become durable before these writes; and nodes should not be read from a device that is gone.
+  while (stall.writes != 0 && !shut_down) co_await write_done.wait();
   if (client != nullptr) {
     auto flushed = co_await client->flush_dirty_data();
     COFS_CO_TRY(flushed);
@@ -174,14 +176,33 @@ Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {
   end_write(ordinal);
 }
 
+// A task of its own: whoever asked need not wait for its end.
+Task<> Store::Impl::commit_for_all() {
+  const uint64_t number = commits_begun;
+  auto result = co_await run_commit(nullptr);
+  if (!result) {
+    failed_commit = number;
+    commit_error = result.error();
+  }
+  committing = false;
+  commit_done.notify_all();
+  if (log_over_limit(1)) kick_background();
+}
+
 Task<Result<>> Store::commit() {
   Impl& store = *impl_;
   if (store.options.read_only) co_return Result<>();
   const uint64_t request = ++store.commit_requests;
+  const uint64_t own = store.commits_begun + 1;  // its failure is ours, too; of an earlier one, it is not
+  const uint64_t attempts = store.stall.attempts;
+  store.retry_stalled();
   while (true) {
     if (store.commits_served >= request) co_return Result<>();
+    if (store.failed_commit >= own) co_return fail(store.commit_error);
     auto writable = store.check_writable();
     COFS_CO_TRY(writable);
+    auto attempted = store.check_attempts(attempts);
+    COFS_CO_TRY(attempted);
     if (store.committing) {
       co_await store.commit_done.wait();
       continue;
@@ -192,11 +213,8 @@ Task<Result<>> Store::commit() {
       continue;
     }
     store.committing = true;
-    auto result = co_await store.run_commit(nullptr);
-    store.committing = false;
-    store.commit_done.notify_all();
-    if (store.log_over_limit(1)) store.kick_background();
-    COFS_CO_TRY(result);
+    store.commits_begun++;
+    detach(store.commit_for_all()).resume();
   }
 }
 

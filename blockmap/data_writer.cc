@@ -1,7 +1,7 @@
 // Placing file data: virtual numbers, places in the open segments, chunks, and their writing.
 //
-// Space is taken and mapped under the apply lock; the writes run after it. A write that fails is
-// tried once more; then the store shuts down, since what was applied can no longer become durable.
+// Space is taken and mapped under the apply lock; the writes run after it. What becomes of one that fails is
+// told in stall.cc; where it is given up the store shuts down, since what was applied can no longer become durable.
 
 #include <algorithm>
 
@@ -31,22 +31,6 @@ Task<> Store::Impl::wait_for_writes(uint64_t up_to) {
   while (!writes_in_flight.empty() && *writes_in_flight.begin() <= up_to) {
     co_await write_done.wait();
   }
-}
-
-Task<Result<>> Store::Impl::write_retrying(BlockRange range,
-                                           const std::vector<MemoryPiece>* memory) {
-  if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
-  auto written = co_await env.device.write(range, *memory);
-  if (!written) {
-    env.journal.write(Severity::kWarning,
-                      "a write failed and is tried again: " + describe(written.error()));
-    written = co_await env.device.write(range, *memory);
-  }
-  if (written) {
-    counters.writes++;
-    counters.write_bytes += bytes_of_blocks(range.count);
-  }
-  co_return written;
 }
 
 // Blocks a chunk's payload can still have in the stream's segment.
@@ -126,7 +110,9 @@ void Store::Impl::finish_tickets(const std::vector<RunTicket*>& tickets, const R
   for (RunTicket* ticket : tickets) {
     if (!result) ticket->result = result;
     if (--ticket->parts != 0) continue;
-    if (ticket->sink != nullptr) ticket->sink->data_written(ticket->token, ticket->result);
+    if (ticket->sink != nullptr) {
+      ticket->sink->data_written(ticket->token, ticket->result, ticket->first_virtual);
+    }
     delete ticket;
   }
 }
@@ -161,6 +147,7 @@ Task<Result<>> Store::Impl::place_run(const DataRun* run_to_place, bool into_log
   auto* ticket = new RunTicket;
   ticket->sink = run.sink;
   ticket->token = run.token;
+  ticket->first_virtual = next_virtual;
   ticket->parts = 1;  // held by this function, so that an error path ends it exactly once
   Result<> result;
   uint32_t done = 0;

@@ -78,6 +78,8 @@ uint64_t Store::Impl::gc_owed_per_block_256() const {
 Task<Result<>> Store::Impl::keep_bounds() {
   while (true) {
     if (checkpointing && over_changed_nodes() && !shut_down) {  // the next one must not begin for this
+      auto stalled = check_stall();
+      COFS_CO_TRY(stalled);
       counters.checkpoint_waits++;
       co_await checkpoint_done.wait();
     } else if (tree.dirty_nodes() >= dirty_nodes_limit() || log_over_limit(2)) {
@@ -176,13 +178,13 @@ bool Store::Impl::gc_release_due() const {
 
 // Commits in the background, once what waits for them is much of what there is.
 void Store::Impl::gc_release_soon() {
-  if (gc.releasing || stopping || shut_down || !gc_release_due()) return;
+  if (gc.releasing || stopping || shut_down || !check_stall() || !gc_release_due()) return;
   gc.releasing = true;
   tasks_running++;
   const auto release = [](Impl* impl) -> Task<> {
     for (int commits = 0; commits < kCommitsPerRelease && impl->gc_release_due(); commits++) {
       auto done = co_await impl->store->commit();
-      if (!done) break;  // it has been reported, and shut the store down
+      if (!done) break;  // it has been reported
     }
     impl->gc.releasing = false;
     impl->tasks_running--;
@@ -209,6 +211,8 @@ int64_t Store::Impl::gc_stream_room() const {
 // Makes so many blocks usable: what is held, if commits do; else victims are emptied until it fits, or
 // nothing gains. False: nothing was won.
 Task<Result<bool>> Store::Impl::gc_make_room(uint64_t blocks, SpaceClass space_class) {
+  auto stalled = check_stall();
+  COFS_CO_TRY(stalled);
   auto guard = co_await gc.lock.lock();
   const auto wanted = static_cast<int64_t>(blocks);
   const auto fits = [this, wanted, space_class] { return room(space_class) >= wanted; };

@@ -98,7 +98,8 @@ Task<Result<bool>> Store::Impl::gc_take_victim(GcUrgency urgency) {
       gc_moves_per_won_256(geometry.segment_blocks, gc.victim->segment.live_blocks);
   const GcCandidate& segment = gc.victim->segment;
   // Its last chunks and its footer may still be under way, if it was sealed a moment ago.
-  co_await wait_for_writes(write_ordinal);
+  auto settled = co_await settle_writes(write_ordinal);
+  COFS_CO_TRY(settled);
   auto entries = co_await read_summary(segment.segment, segment.generation);
   if (!entries) {
     gc_skip("what it holds can not be read: " + describe(entries.error()));
@@ -258,7 +259,8 @@ Task<Result<GcStep>> Store::Impl::gc_copy(GcUnit* unit) {
   // The victim's last writes may still be under way: a device copies what is on the device. (Summaries
   // of the chunks that were staged are waited for as well.)
   const uint64_t ordinal = write_ordinal;
-  co_await wait_for_writes(ordinal);
+  auto settled = co_await settle_writes(ordinal);
+  COFS_CO_TRY(settled);
   WaitGroup group(env.executor);
   for (ChunkCopy& copy : unit->copies) {
     group.add();
@@ -361,13 +363,16 @@ Task<Result<GcStep>> Store::Impl::gc_work(GcUrgency urgency) {
   co_return step;
 }
 
-// One unit of work. Errors: kShutdown, kReadOnly; of others only the victim hears.
+// One unit of work. Errors: kShutdown, kReadOnly, kIo while the device fails writes; of others only the victim hears.
 Task<Result<GcStep>> Store::Impl::gc_step(GcUrgency urgency) {
   auto writable = check_writable();
   COFS_CO_TRY(writable);
   if (stopping) co_return GcStep::kNothing;
+  auto stalled = check_stall();
+  COFS_CO_TRY(stalled);
   auto step = co_await gc_work(urgency);
   co_await wait_for_pins();
+  if (!step && !check_stall()) gc.victim.reset();  // it is none of its faults
   if (!step && !shut_down && gc.victim) {
     gc_skip(describe(step.error()));
     co_return GcStep::kSkipped;

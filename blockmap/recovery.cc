@@ -486,6 +486,13 @@ Task<Result<CopyRates>> Store::stored_copy_rates(Environment environment) {
   co_return found.state.copy_rates;
 }
 
+Task<Result<bool>> Store::needs_recovery(Environment environment) {
+  FoundVolume found;
+  auto searched = co_await find_volume(&environment, &found);
+  COFS_CO_TRY(searched);
+  co_return !found.state.clean;
+}
+
 Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreOptions options) {
   FoundVolume found;
   auto searched = co_await find_volume(&environment, &found);
@@ -532,6 +539,7 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
       spawn(environment.executor, impl.gc_background());
     }
   }
+  impl.stall.allowed = true;
   impl.start_measuring();
   co_return store;
 }

@@ -94,10 +94,19 @@ Task<> Scrubber::end_batch(uint64_t bytes) {
 
 // --- Superblocks -------------------------------------------------------------------------------
 
-// What is wrong with each copy; empty: nothing. No checkpoint writes meanwhile.
-Task<std::array<std::string, kSuperblockCopies>> Scrubber::superblock_faults() {
-  while (store_.checkpointing) co_await store_.checkpoint_done.wait();
+// No checkpoint may write from here on.
+Task<Result<>> Scrubber::hold_checkpoints() {
+  while (store_.checkpointing) {
+    auto stalled = store_.check_stall();
+    COFS_CO_TRY(stalled);
+    co_await store_.checkpoint_done.wait();
+  }
   store_.checkpointing = true;
+  co_return Result<>();
+}
+
+// What is wrong with each copy; empty: nothing. Ends what hold_checkpoints() began.
+Task<std::array<std::string, kSuperblockCopies>> Scrubber::superblock_faults() {
   std::array<std::string, kSuperblockCopies> faults;
   std::array<uint64_t, kSuperblockCopies> sequences{};
   BufferRef buffer = store_.env.buffers.allocate(1);
@@ -139,6 +148,8 @@ Task<std::array<std::string, kSuperblockCopies>> Scrubber::superblock_faults() {
 
 Task<Result<>> Scrubber::scrub_superblocks() {
   begin_batch();
+  auto held = co_await hold_checkpoints();
+  COFS_CO_TRY(held);
   auto faults = co_await superblock_faults();
   const auto bad = [&faults] {
     return std::count_if(faults.begin(), faults.end(),
@@ -165,6 +176,8 @@ Task<Result<>> Scrubber::scrub_superblocks() {
     }
     auto done = co_await store_.store->checkpoint();
     COFS_CO_TRY(done);
+    held = co_await hold_checkpoints();
+    COFS_CO_TRY(held);
     faults = co_await superblock_faults();
   }
   if (bad() < found) run_.figures.repaired += static_cast<uint64_t>(found - bad());

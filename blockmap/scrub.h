@@ -39,6 +39,7 @@ class Scrubber {
   Task<> end_batch(uint64_t bytes);
 
   Task<Result<>> scrub_superblocks();
+  Task<Result<>> hold_checkpoints();
   Task<std::array<std::string, kSuperblockCopies>> superblock_faults();
   Task<Result<>> scrub_nodes();
   Task<Result<>> check_nodes(std::vector<BTree::PathNode> batch);

@@ -46,7 +46,8 @@ Task<Result<>> Scrubber::scrub_data() {
       COFS_CO_TRY(collected);
       more = *collected;
       const uint64_t ordinal = store_.write_ordinal;
-      co_await store_.wait_for_writes(ordinal);
+      auto settled = co_await store_.settle_writes(ordinal);
+      COFS_CO_TRY(settled);
       co_await read_batch(&batch);
     }
     for (size_t i = 0; i < batch.suspect.size() && !ended(); i++) {
@@ -140,10 +141,13 @@ Task<Result<>> Scrubber::look_again(uint64_t virtual_block) {
   }
   const uint64_t commit = store_.commit_number;
   while (store_.committing && store_.durable_commit < commit && !store_.shut_down) {
+    auto stalled = store_.check_stall();
+    COFS_CO_TRY(stalled);
     co_await store_.commit_done.wait();
   }
   const uint64_t ordinal = store_.write_ordinal;
-  co_await store_.wait_for_writes(ordinal);
+  auto settled = co_await store_.settle_writes(ordinal);
+  COFS_CO_TRY(settled);
   const ReaderTicket ticket(&store_);
   auto found = co_await find_vmap(store_.tree, store_.geometry, virtual_block, virtual_block + 1);
   COFS_CO_TRY(found);

@@ -34,6 +34,7 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       commit_done(env.executor),
       checkpoint_done(env.executor),
       write_done(env.executor),
+      stall(env.executor),
       reader_done(env.executor),
       task_done(env.executor),
       gc(env.executor) {
@@ -121,6 +122,7 @@ void Store::Impl::fail_store(const Error& error, const char* what) {
   checkpoint_done.notify_all();
   write_done.notify_all();
   reader_done.notify_all();
+  end_waiting_writes();
   kick_background();
 }
 
@@ -169,8 +171,10 @@ Task<> Store::Impl::background() {
         log_over_limit(1) || tree.dirty_nodes() * 2 > dirty_nodes_limit() ||
         (gc_on() && segments.held_count() > segments.usable_count()) ||
         (tree.dirty_nodes() != 0 && now - last_checkpoint_ns > options.checkpoint_interval_ns);
-    // A failure has been reported and shut the store down; the loop then ends.
-    if (checkpoint_due) {
+    // A failure has been reported, and is waited out or has shut the store down; the loop then ends.
+    if (!check_stall()) {
+      // It is tried again by a clock of its own.
+    } else if (checkpoint_due) {
       (void)co_await store->checkpoint();
     } else {
       (void)co_await store->commit();
@@ -199,6 +203,7 @@ Task<Result<>> Store::close() {
   Impl& store = *impl_;
   Result<> result;
   store.stopping = true;
+  stop_waiting();
   co_await store.stop_gc();
   co_await store.copier.settle();
   if (!store.options.read_only && !store.shut_down) {
@@ -224,6 +229,7 @@ Task<> Store::abandon() {
   store.checkpoint_done.notify_all();
   store.write_done.notify_all();
   store.reader_done.notify_all();
+  store.end_waiting_writes();
   co_await store.stop_gc();
   co_await store.copier.settle();
   co_await store.wait_for_tasks();

@@ -4,7 +4,8 @@
 // Changes are made by transactions, one at a time, each atomic; a commit makes everything done so far
 // durable with one device flush; a checkpoint writes the tree so that the log before it is not needed.
 // After a crash the store is exactly as it was at some commit boundary, never older than the last
-// commit that was reported done. A failed log write or flush stops all further changes (kShutdown).
+// commit that was reported done. While the device fails writes they are kept and tried again, and who waits for them
+// is told kIo (stall.cc); a failed flush stops all further changes (kShutdown).
 //
 // Lock order for callers: inode locks (ascending), then the apply lock (inside Transaction). Commits
 // take the apply lock and never an inode lock, so waiting for space or a commit under inode locks is
@@ -128,11 +129,12 @@ struct StagedRun {
 };
 
 // Told when data given to Transaction::write_data has reached the device (not yet flushed). An error
-// here means that the store has shut down.
+// here means that the store has shut down, or that the commit which collected it ended before it was placed.
 class DataSink {
  public:
   virtual ~DataSink() = default;
-  virtual void data_written(uint64_t token, const Result<>& result) = 0;
+  // `first_virtual`: where it was placed, the number of the run's first block; the others follow it.
+  virtual void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) = 0;
 };
 
 // File data to be placed by a transaction. The buffer's blocks must not change any more.
@@ -224,6 +226,8 @@ class CommitClient {
   // Then, with the apply lock held and without waiting: adds all file data that is still only in
   // memory. It is applied and its writing started; it counts as clean once the sink was told.
   virtual void collect_data(Transaction& transaction) = 0;
+  // Nothing of that was applied, the sinks were told so; this commit ends here.
+  virtual void collecting_failed() {}
   // Between the two: at most so many bytes of inode values will be added (0: none). UINT64_MAX: unknown.
   virtual uint64_t inode_bytes_bound() const { return UINT64_MAX; }
   // Then, still under the same lock: adds the records of all dirty inodes, which are clean after it.
@@ -311,6 +315,15 @@ struct MemoryReport {
   uint64_t pending_bytes = 0;    // log records
 };
 
+// Whether the device fails writes (or did).
+struct StallReport {
+  bool stalled = false;
+  uint64_t seconds = 0;  // for how long it has been so
+  uint64_t count = 0;    // of times since the store was opened
+  WallTime since;        // the last one began, and what the device said then
+  Error error;
+};
+
 struct VolumeInfo {
   std::string label;
   std::string uuid;  // 8-4-4-4-12
@@ -355,6 +368,9 @@ class Store {
   // kUnknownFeature, kCorrupt, kIo.
   static Task<Result<CopyRates>> stored_copy_rates(Environment environment);
 
+  // Whether its last use ended without a close: opening it will replay the log. Errors as above.
+  static Task<Result<bool>> needs_recovery(Environment environment);
+
   // Opens a volume: replays the log after a crash, then writes a checkpoint (unless read_only).
   // Errors: kNotCofs, kUnknownFeature, kCorrupt, kIo with the step that failed.
   static Task<Result<std::unique_ptr<Store>>> open(Environment environment, StoreOptions options);
@@ -362,6 +378,7 @@ class Store {
 
   // Commits, checkpoints, marks the volume clean and stops background work. The store can then only
   // be destroyed. After a failure: stops without marking it clean.
+  // What the device refuses now is not waited for.
   Task<Result<>> close();
   // Stops background work without writing anything, as a crash would; for tests and errors.
   Task<> abandon();
@@ -409,10 +426,12 @@ class Store {
                                            bool may_use_host = true);
 
   // --- Durability ---
-  Task<Result<>> commit();      // everything done before the call is durable after it
-  Task<Result<>> checkpoint();  // commits, and writes the tree
+  // Everything done before the call is durable after it. Errors: kIo while the device fails writes (they have been
+  // tried again since the call, and nothing is lost), or where metadata can't be read; kShutdown.
+  Task<Result<>> commit();
+  Task<Result<>> checkpoint();  // commits, and writes the tree; errors as of commit()
   // Gives the volume another label, durable on return. Errors: kInvalid (more than 63 bytes, or one of them is 0),
-  // kReadOnly, kShutdown, those of a checkpoint.
+  // kReadOnly, those of a checkpoint (the label may be kept by a later one).
   Task<Result<>> set_label(std::string label);
   // Moves live data out of segments until nothing gains, or there is no room to do so, or `request`
   // says; also where options.gc is off. Others who collect, or wait for that, get in between units. What
@@ -423,6 +442,11 @@ class Store {
   // Errors: kReadOnly, kNotSupported (the device can't), kInvalid (the range begins behind the end), kIo.
   Task<Result<uint64_t>> trim(BlockRange range, uint64_t blocks_min);
   bool shut_down() const;       // after a failure: nothing can change any more
+  Result<> check_stall() const; // kIo, with the device's error, while it fails writes: they are pending
+  StallReport stall() const;
+  // To be called before the end: what is pending is tried once more, and from then on a write that the device
+  // refuses stops the store.
+  void stop_waiting();
   bool read_only() const;
 
   // --- Reports ---

@@ -1,7 +1,7 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying), prefetch.cc,
 // mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), log_writer.cc (the log
-// chain), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc, read.cc, copy.cc, verify.cc,
-// scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
+// chain), stall.cc (writes that fail), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc,
+// read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
 // gc_relocate.cc (moving it), gc_publish.cc (its new places), gc_pacing.cc (when), gc_request.cc (because somebody
 // asked).
 //
@@ -49,6 +49,7 @@ struct RunTicket {
   DataSink* sink = nullptr;
   uint64_t token = 0;
   uint32_t parts = 0;
+  uint64_t first_virtual = 0;
   Result<> result;
 };
 
@@ -115,6 +116,25 @@ enum class GcStep : uint8_t {
   kMoved,    // a unit of work is done
   kFreed,    // … and with it the victim is empty
   kSkipped,  // the victim is given up
+};
+
+// --- Stalls (stall.cc) ---
+
+struct StallState {
+  explicit StallState(Executor& executor) : retry(executor) {}
+  bool allowed = false;      // the store is open: a write that is refused waits for the device
+  uint64_t writes = 0;       // that wait; 0: not stalled
+  uint64_t asked = 0;        // how often somebody wanted them tried again
+  uint64_t attempts = 0;     // second and later ones, of all writes, as they began …
+  uint64_t last_failed = 0;  // … and the newest of them that failed
+  uint64_t count = 0;        // stalls since the store was opened
+  Error error;               // of the last stall, as the following
+  WallTime since;
+  uint64_t since_ns = 0;
+  Event retry;
+  bool clocked = false;      // retry_by_the_clock() runs
+  TimerRequest timer;
+  bool asleep = false;
 };
 
 struct GcUnit;  // gc_relocate.cc: one bounded piece of work
@@ -254,11 +274,17 @@ struct Store::Impl {
   uint64_t commit_requests = 0;
   uint64_t commits_served = 0;       // requests up to this are durable
   bool committing = false;
+  uint64_t commits_begun = 0;        // by commit()
+  uint64_t failed_commit = 0;        // the newest of these that failed, and why
+  Error commit_error;
   Event commit_done;
   // --- checkpoints ---
   uint64_t checkpoint_requests = 0;
   uint64_t checkpoints_served = 0;
   bool checkpointing = false;
+  uint64_t checkpoints_begun = 0;
+  uint64_t failed_checkpoint = 0;    // as for commits
+  Error checkpoint_error;
   Event checkpoint_done;
   uint64_t checkpoint_sequence = 0;  // of the last frozen one
   uint64_t last_checkpoint_ns = 0;
@@ -279,6 +305,7 @@ struct Store::Impl {
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
   std::unique_ptr<ChunkWrite> log_payload;  // payload that goes into the next log chunk
+  StallState stall;
 
   // --- space ---
   SpaceLedger ledger;
@@ -396,7 +423,6 @@ struct Store::Impl {
   void start_chunk(std::unique_ptr<ChunkWrite> chunk);
   Task<> write_chunk(std::unique_ptr<ChunkWrite> chunk, uint64_t ordinal);
   Task<> write_footer(uint64_t segment, BufferRef buffer, uint32_t blocks, uint64_t ordinal);
-  Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory);
   void finish_tickets(const std::vector<RunTicket*>& tickets, const Result<>& result);
   Task<> wait_for_writes(uint64_t up_to);
   uint64_t begin_write();
@@ -413,11 +439,26 @@ struct Store::Impl {
   Task<Result<>> compose_log(std::vector<LogChunk>* chunks, bool* any);
 
   // commit.cc
+  Task<> commit_for_all();
   Task<Result<>> run_commit(FrozenState* freeze);
   Task<Result<>> collect_and_apply();
   void give_back(const Transaction::State& data, const Error& error);
   void drop_log_payload(const Error& error);
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
+
+  // stall.cc
+  Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory);
+  Task<Result<>> write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
+                                    Error first);
+  void begin_stall(const Error& error);
+  void end_stall();
+  void wake_stalled();
+  void retry_stalled();
+  void end_waiting_writes();
+  Task<> retry_by_the_clock();
+  Result<> check_stall() const;
+  Result<> check_attempts(uint64_t attempts) const;
+  Task<Result<>> settle_writes(uint64_t up_to);
 
   // discard.cc
   void release_segments();
@@ -428,6 +469,7 @@ struct Store::Impl {
   Task<Result<uint64_t>> trim_run(uint64_t from, uint64_t end, BlockRange within);
 
   // checkpoint.cc
+  Task<> checkpoint_for_all();
   Task<Result<>> run_checkpoint();
   Task<Result<>> clean_node_segments();
   Task<Result<>> move_nodes_out(uint64_t segment, uint32_t generation);

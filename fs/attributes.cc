@@ -75,7 +75,8 @@ Task<Result<Attributes>> Names::get_attributes(uint64_t ino) {
 Task<Result<Attributes>> Names::set_attributes(uint64_t ino, AttributeChange change,
                                                Caller caller) {
   Impl& my = *impl_;
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   auto ref = co_await my.inodes.get(ino);
   COFS_CO_TRY(ref);
   Inode& inode = **ref;

@@ -37,8 +37,12 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
     const bool needs_old = valid > 0 && (from > 0 || valid > to);
     if (needs_old) {
       if (!old) old = environment.buffers.allocate(1);
-      auto read = co_await read_file_blocks(inode, block, 1, old->data(), nullptr);
-      COFS_CO_TRY(read);
+      auto recalled = co_await recall_block(inode, block, old->data());
+      COFS_CO_TRY(recalled);
+      if (!*recalled) {
+        auto read = co_await read_file_blocks(inode, block, 1, old->data(), nullptr);
+        COFS_CO_TRY(read);
+      }
       std::memcpy(target, old->data(), from);
       std::memcpy(target + to, old->data() + to, kBlockBytes - to);
     } else {
@@ -48,6 +52,14 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
     data.hashes[block - first] = block_hash(target);
   }
   co_return Result<>();
+}
+
+Task<Result<bool>> Files::Impl::recall_block(Inode& inode, uint64_t file_block, std::byte* target) {
+  if (!recent_edges.knows(inode.ino, file_block) || inode.data.overlaps(file_block, 1)) co_return false;
+  auto mappings = co_await store.map_range(inode.ino, file_block, 1, 1);
+  COFS_CO_TRY(mappings);
+  if (mappings->empty()) co_return false;
+  co_return recent_edges.copy(inode.ino, file_block, mappings->front().virtual_block, target);
 }
 
 // How many blocks are still to be reserved, beyond the file's own reservation and `held`.
@@ -108,6 +120,22 @@ Task<Result<std::vector<BlockRange>>> Files::Impl::find_preallocated(Inode& inod
   co_return std::move(found);
 }
 
+// Applying: of what becomes dirty, the blocks that were covered in part are kept.
+void Files::Impl::note_edges(const Inode& inode, const WriteData& data) {
+  uint64_t from = first_block_of(data);
+  uint64_t end = from + block_count_of(data);
+  const bool has_tail = end_of(data) % kBlockBytes != 0;
+  if (data.offset % kBlockBytes != 0 || (has_tail && end - from == 1)) {
+    recent_edges.keep(inode.ino, from++, data.buffer->data(), environment.buffers);
+  }
+  if (has_tail && from < end) {
+    end--;
+    const std::byte* tail = data.buffer->block(static_cast<uint32_t>(end - first_block_of(data)));
+    recent_edges.keep(inode.ino, end, tail, environment.buffers);
+  }
+  recent_edges.forget(inode.ino, from, end - from);
+}
+
 // Applying, in one step: the data, the size and the times.
 void Files::Impl::insert(Inode& inode, WriteData& data, Reservation space) {
   const uint64_t end = end_of(data);
@@ -121,12 +149,15 @@ void Files::Impl::insert(Inode& inode, WriteData& data, Reservation space) {
     }
   }
   DataChange change(*this, inode);
+  const uint64_t first = first_block_of(data);
+  const uint64_t count = block_count_of(data);
+  note_edges(inode, data);
   FileData::Run run;
-  run.count = static_cast<uint32_t>(block_count_of(data));
+  run.count = static_cast<uint32_t>(count);
   run.buffer = std::move(data.buffer);
   run.hashes = std::move(data.hashes);
   run.hashes.resize(run.count);
-  inode.data.add_dirty(first_block_of(data), std::move(run));
+  inode.data.add_dirty(first, std::move(run));
   inode.size = std::max(inode.size, end);
   trim_reservation(inode);
   mark_data_changed(inode);

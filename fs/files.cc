@@ -118,6 +118,7 @@ Task<Result<>> Files::Impl::to_block_form(Inode& inode) {
 
 void Files::Impl::add_edges(Inode& inode, std::vector<EdgeBlock>* edges, Reservation space) {
   for (EdgeBlock& edge : *edges) {
+    recent_edges.forget(inode.ino, edge.file_block, 1);
     FileData::Run run;
     run.count = 1;
     run.hashes.push_back(block_hash(edge.buffer->data()));
@@ -158,6 +159,8 @@ Task<Result<>> Files::Impl::throttle() {
   }
   while (over_limit()) {
     if (store.shut_down()) co_return fail(Code::kShutdown, "write");
+    auto stalled = store.check_stall();
+    COFS_CO_TRY(stalled);
     // Past the limit either half of it is dirty, and flushing helps, or half is in flight and lands.
     const bool started = past_half();
     if (started) start_flush();
@@ -177,13 +180,14 @@ Task<> Files::Impl::wait_for_progress() {
   progress_waiters--;
 }
 
-// A store that fails before it placed a run reports on nothing; those who wait must hear of it.
+// A store that fails before it placed a run, or whose device takes no writes, reports on nothing; those who wait must
+// hear of it.
 Task<> Files::Impl::watch_store() {
   while (progress_waiters > 0) {
     TimerRequest timer;
     timer.due_ns = environment.clock.monotonic_ns() + kWatchNs;
     co_await sleep_until(environment.clock, timer);
-    if (store.shut_down()) progress.notify_all();
+    if (store.shut_down() || !store.check_stall()) progress.notify_all();
   }
   watching = false;
 }
@@ -257,6 +261,7 @@ Files::Impl::Taken Files::Impl::take_into(Transaction& transaction, const InodeR
     result.blocks += taken.run.count;
     result.end = taken.file_block + taken.run.count;
     in_flight_blocks += taken.run.count;
+    recent_edges.placing(inode.ino, taken.file_block, taken.run.count, taken.token);
     Flight flight;
     flight.inode = ref;
     flight.blocks = taken.run.count;
@@ -291,6 +296,7 @@ void Files::Impl::take_back(const std::vector<uint64_t>& tokens) {
     DataChange change(*this, inode);
     inode.data.put_back(token);
     inode.data.reservation.merge(std::move(flight.mapped().reservation));
+    recent_edges.not_placed(token);
   }
   progress.notify_all();  // who waits for these writes has to see to them again
 }
@@ -339,6 +345,8 @@ Task<Result<>> Files::Impl::settle_range(InodeRef inode, uint64_t first, uint64_
       continue;
     }
     if (store.shut_down()) co_return fail(Code::kShutdown, "wait for data writes", inode->ino);
+    auto stalled = store.check_stall();
+    COFS_CO_TRY(stalled);
     co_await wait_for_progress();
   }
   co_return Result<>();
@@ -361,7 +369,12 @@ void Files::collect_data(Transaction& transaction) {
   impl.inline_space_collected = std::exchange(impl.inline_space, Reservation());
 }
 
-void Files::data_written(uint64_t token, const Result<>& result) {
+// The next commit has to apply it.
+void Files::collecting_failed() {
+  impl_->inline_space.merge(std::exchange(impl_->inline_space_collected, Reservation()));
+}
+
+void Files::data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) {
   Impl& impl = *impl_;
   auto flight = impl.flights.extract(token);
   if (flight.empty()) return;  // its transaction failed, and the data is dirty again
@@ -371,10 +384,12 @@ void Files::data_written(uint64_t token, const Result<>& result) {
     Impl::DataChange change(impl, inode);
     if (result) {
       inode.data.written(token);
+      impl.recent_edges.placed(token, first_virtual);
     } else {
-      // The store has shut down. The data stays, so that it can still be read.
+      // The store has shut down, or could not place it this time. The data stays: it can still be read.
       inode.data.put_back(token);
       inode.data.reservation.merge(std::move(flight.mapped().reservation));
+      impl.recent_edges.not_placed(token);
     }
   }
   impl.progress.notify_all();

@@ -69,7 +69,8 @@ class Files {
   // --- for commits ---
   Task<Result<>> flush_dirty_data();
   void collect_data(Transaction& transaction);
-  void data_written(uint64_t token, const Result<>& result);
+  void collecting_failed();
+  void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual);
   // Waits until no background work and no device write of file data is under way. No background work
   // is started from then on.
   Task<> drain();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fs/files.h"
+#include "fs/recent_edges.h"
 
 namespace cofs {
 
@@ -170,9 +171,12 @@ struct Files::Impl {
   // --- file_write.cc (exclusive lock) ---
   Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
+  // A block that was written in part a moment ago, without reading it. False: it is to be read.
+  Task<Result<bool>> recall_block(Inode& inode, uint64_t file_block, std::byte* target);
   uint64_t write_deficit(const Inode& inode, const WriteData& data, uint64_t held) const;
   Task<Result<Reservation>> take_preallocated(Inode& inode, const WriteData& data, uint64_t deficit);
   Task<Result<std::vector<BlockRange>>> find_preallocated(Inode& inode, uint64_t first, uint64_t count);
+  void note_edges(const Inode& inode, const WriteData& data);
   void insert(Inode& inode, WriteData& data, Reservation space);
   Task<> move_to_offset(WriteData& data, uint64_t offset);
 
@@ -295,6 +299,7 @@ struct Files::Impl {
   Reservation inline_space_collected;
 
   std::unordered_set<uint64_t> unfinished_truncations;  // inode numbers; a kLoggedOp record exists
+  RecentEdges recent_edges;
   uint64_t edge_bytes = 0;
   uint64_t shared_blocks = 0;    // by copies and dedupes
 };

@@ -89,6 +89,7 @@ Task<Result<>> FileSystem::prepare() {
 }
 
 Task<Result<>> FileSystem::close() {
+  store_->stop_waiting();
   co_await jobs_->stop();
   co_await names_->drain();
   Result<> result;
@@ -99,6 +100,7 @@ Task<Result<>> FileSystem::close() {
 }
 
 Task<> FileSystem::abandon() {
+  store_->stop_waiting();
   jobs_->cancel_all();
   co_await names_->drain();
   co_await files_->drain();
@@ -290,6 +292,17 @@ Task<Result<>> FileSystem::sync_file(uint64_t ino) {
   co_return Result<>();
 }
 
+Task<Result<>> FileSystem::sync_volume() {
+  auto committed = co_await store_->commit();
+  const StallReport stall = store_->stall();
+  const bool is_news = stall.count != std::exchange(stalls_told_, stall.count);
+  COFS_CO_TRY(committed);
+  if (is_news) {
+    co_return fail(Code::kIo, "writes had failed since the last syncfs; all is durable now", stall.error.where);
+  }
+  co_return Result<>();
+}
+
 FsStatistics FileSystem::statistics() const {
   const SpaceReport space = store_->space();
   FsStatistics out;
@@ -308,6 +321,8 @@ Task<Result<>> FileSystem::flush_dirty_data() { return files_->flush_dirty_data(
 
 void FileSystem::collect_data(Transaction& transaction) { files_->collect_data(transaction); }
 
+void FileSystem::collecting_failed() { files_->collecting_failed(); }
+
 uint64_t FileSystem::inode_bytes_bound() const { return inodes_->collect_bytes_bound(); }
 
 void FileSystem::collect_inodes(Transaction& transaction) { inodes_->collect(transaction); }
@@ -320,8 +335,8 @@ void FileSystem::mapped_blocks_changed(uint64_t ino, int64_t delta) {
   inodes_->mark_dirty(*inode);
 }
 
-void FileSystem::data_written(uint64_t token, const Result<>& result) {
-  files_->data_written(token, result);
+void FileSystem::data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) {
+  files_->data_written(token, result, first_virtual);
 }
 
 }  // namespace cofs

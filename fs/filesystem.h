@@ -128,6 +128,8 @@ class FileSystem final : public CommitClient, public DataSink {
   // --- Durability and reports ---
   Task<Result<>> sync();  // everything
   Task<Result<>> sync_file(uint64_t ino);  // fsync: everything too (docs/decisions/0003)
+  // syncfs: everything; and after writes had failed, though it succeeds by now, kIo once (docs/decisions/0015).
+  Task<Result<>> sync_volume();
   FsStatistics statistics() const;
   uint64_t inodes_in_memory() const { return inodes_->resident_count(); }
   Store& store() { return *store_; }
@@ -144,10 +146,11 @@ class FileSystem final : public CommitClient, public DataSink {
   // --- CommitClient, DataSink (called by the store) ---
   Task<Result<>> flush_dirty_data() override;
   void collect_data(Transaction& transaction) override;
+  void collecting_failed() override;
   uint64_t inode_bytes_bound() const override;
   void collect_inodes(Transaction& transaction) override;
   void mapped_blocks_changed(uint64_t ino, int64_t delta) override;
-  void data_written(uint64_t token, const Result<>& result) override;
+  void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) override;
 
  private:
   friend class Files;
@@ -159,6 +162,7 @@ class FileSystem final : public CommitClient, public DataSink {
   Environment environment_;
   FsOptions options_;
   std::unique_ptr<Store> store_;
+  uint64_t stalls_told_ = 0;  // so many of the store's by sync_volume()
   std::unique_ptr<InodeTable> inodes_;
   std::unique_ptr<class Names> names_;
   std::unique_ptr<class Files> files_;

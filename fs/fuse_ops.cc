@@ -68,8 +68,10 @@ void reply_errno(FuseServer& server, fuse_req_t request, int error_number) {
 }
 
 void reply_error(FuseServer& server, fuse_req_t request, const Error& error) {
-  reply(server, [&server, request, error] {
-    server.note_failure(error);
+  // While the device refuses writes, which the log has a line about, every fsync fails.
+  const bool is_told = error.code == Code::kIo && !server.fs().store().check_stall();
+  reply(server, [&server, request, error, is_told] {
+    if (!is_told) server.note_failure(error);
     fuse_reply_err(request, errno_of(error.code));
   });
 }

@@ -93,6 +93,10 @@ struct FileHandle {
   OpenFile open_file(uint64_t ino) const;
 };
 
+// The open file that a syncfs of the volume pretends to have as an fsync of the root directory
+// (fs/fuse_request_reader.cc, tools/libfuse/ring_queues.c).
+inline constexpr uint64_t kSyncfsHandle = UINT64_MAX;
+
 void reply_errno(FuseServer& server, fuse_req_t request, int error_number);
 void reply_error(FuseServer& server, fuse_req_t request, const Error& error);
 void reply_status(FuseServer& server, fuse_req_t request, const Result<>& result);

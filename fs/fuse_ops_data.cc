@@ -146,7 +146,9 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
   // The kernel follows up with an FSYNC for cached writes, but not for asynchronous direct ones.
   const bool direct = past_cache || (flags & O_DIRECT) != 0;
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
-  Result<> result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
+  // Who writes past the cache asks the device, and is to hear when it refuses.
+  Result<> result = direct ? server.fs().store().check_stall() : Result<>();
+  if (result) result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
   tell_of_lost_privileges(server, ino, kill_privileges);
   if (result && synchronous) result = co_await server.fs().sync();
   if (!result) {
@@ -162,6 +164,11 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
 
 Task<void> sync(FuseServer& server, fuse_req_t request, uint64_t ino) {
   Result<> result = co_await server.fs().sync_file(ino);
+  reply_status(server, request, result);
+}
+
+Task<void> sync_volume(FuseServer& server, fuse_req_t request) {
+  Result<> result = co_await server.fs().sync_volume();
   reply_status(server, request, result);
 }
 
@@ -295,6 +302,14 @@ void on_fsync(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info*) {
   start(request, sync, ino);
 }
 
+void on_fsync_directory(fuse_req_t request, fuse_ino_t ino, int, fuse_file_info* file) {
+  if (file->fh == kSyncfsHandle) {
+    start(request, sync_volume);
+  } else {
+    start(request, sync, ino);
+  }
+}
+
 std::optional<AllocateMode> allocate_mode_of(int mode) {
   switch (mode) {
     case 0: return AllocateMode::kAllocate;
@@ -360,7 +375,7 @@ void install_data_operations(fuse_lowlevel_ops& operations) {
   operations.read = on_read;
   operations.write = on_write;
   operations.fsync = on_fsync;
-  operations.fsyncdir = on_fsync;
+  operations.fsyncdir = on_fsync_directory;
   operations.fallocate = on_allocate;
   operations.lseek = on_seek;
   operations.copy_file_range = on_copy_range;

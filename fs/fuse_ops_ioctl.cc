@@ -75,7 +75,7 @@ Task<void> set_flags(FuseServer& server, fuse_req_t request, uint64_t ino, uint3
 }
 
 Task<void> sync_all(FuseServer& server, fuse_req_t request, bool then_stop) {
-  Result<> result = co_await server.fs().sync();
+  Result<> result = co_await server.fs().sync_volume();
   if (!result && !then_stop) {
     reply_error(server, request, result.error());
     co_return;

@@ -197,9 +197,6 @@ std::expected<MountOptions, std::string> parse_mount_options(std::string_view te
     Outcome outcome = has_value ? set_value(option, options) : set_word(option, options);
     if (!outcome) return std::unexpected(outcome.error());
   }
-  if (options.no_recovery && !options.read_only) {
-    return std::unexpected("norecovery: only together with ro (which never writes to the device)");
-  }
   if (options.access_times == AccessTimes::kNone) options.kernel_options.emplace_back("noatime");
   return options;
 }

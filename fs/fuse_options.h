@@ -28,7 +28,9 @@ struct MountOptions {
   static constexpr uint64_t kMemoryBytesMax = 1ULL << 40;
 
   bool read_only = false;
-  bool no_recovery = false;  // changes nothing: a read-only mount replays the log in memory only
+  // Changes nothing: a read-only mount replays the log in memory only. Without read_only: on devices that are
+  // write-protected.
+  bool no_recovery = false;
   bool remount = false;
   bool writeback = false;  // the kernel's write-back cache
   FuseTransport transport = FuseTransport::kDevice;

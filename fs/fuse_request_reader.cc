@@ -37,7 +37,8 @@ thread_local Payload payload;
 // answer ENOSYS, which the kernel takes as "nothing to do", and never ask again. An fsync of the root directory commits
 // everything here (docs/decisions/0003), and is answered alike, by an error or none.
 ssize_t make_sync_an_fsync(fuse_in_header head, void* memory) {
-  const fuse_fsync_in arguments{};  // no open file; data and attributes
+  fuse_fsync_in arguments{};  // data and attributes
+  arguments.fh = kSyncfsHandle;
   head.opcode = FUSE_FSYNCDIR;
   head.nodeid = FUSE_ROOT_ID;
   head.len = kFsyncBytes;

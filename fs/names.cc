@@ -10,11 +10,9 @@ Names::Names(Store& store, InodeTable& inodes, Files& files, Environment& enviro
 
 Names::~Names() = default;
 
-Task<> Names::Impl::bound_dirty() {
-  if (!inodes.wants_commit()) co_return;
-  // A failed commit shuts the store down, which the operation will notice by itself.
-  auto committed = co_await store.commit();
-  static_cast<void>(committed);
+Task<Result<>> Names::Impl::bound_dirty() {
+  if (!inodes.wants_commit()) co_return Result<>();
+  co_return co_await store.commit();
 }
 
 Task<Result<InodeRef>> Names::Impl::directory(uint64_t ino) {
@@ -167,7 +165,10 @@ Task<Result<std::vector<DirectoryEntry>>> Names::read_directory(uint64_t ino, ui
 
 Task<Result<Attributes>> Names::open_file(uint64_t ino, OpenIntent intent) {
   Impl& my = *impl_;
-  if (intent.truncate) co_await my.bound_dirty();
+  if (intent.truncate) {
+    auto bounded = co_await my.bound_dirty();
+    COFS_CO_TRY(bounded);
+  }
   auto inode = co_await my.inodes.get(ino);
   COFS_CO_TRY(inode);
   Inode& file = **inode;

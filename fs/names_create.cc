@@ -122,7 +122,8 @@ bool known_type(uint32_t mode) {
 }  // namespace
 
 Task<Result<Attributes>> Names::Impl::make(uint64_t parent, NewObject* object) {
-  co_await bound_dirty();
+  auto bounded = co_await bound_dirty();
+  COFS_CO_TRY(bounded);
   auto directory_ref = co_await directory(parent);
   COFS_CO_TRY(directory_ref);
   Inode& dir = **directory_ref;

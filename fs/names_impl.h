@@ -97,7 +97,7 @@ struct Names::Impl {
   Event background_ended;
 
   // Before an operation that dirties inodes, without locks: keeps their number bounded.
-  Task<> bound_dirty();
+  Task<Result<>> bound_dirty();  // errors: those of a commit
 
   // The inode, if it is a directory (kNotDirectory).
   Task<Result<InodeRef>> directory(uint64_t ino);

@@ -47,7 +47,8 @@ Task<Result<>> Names::remove_name(uint64_t parent, std::string name, bool direct
   Impl& my = *impl_;
   auto checked = check_victim_name(name, directory);
   COFS_CO_TRY(checked);
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   LockedEntry entry;
   auto locked = co_await my.lock_entry(parent, &name, &entry);
   COFS_CO_TRY(locked);
@@ -61,6 +62,12 @@ Task<Result<>> Names::remove_name(uint64_t parent, std::string name, bool direct
   auto transaction = co_await my.store.begin(Cost(0, kOrphanCostBytes), SpaceClass::kDelete);
   COFS_CO_TRY(transaction);
   const bool last = directory || victim.nlink <= 1;
+  const uint64_t synced_ago_ns = my.environment.clock.monotonic_ns() - victim.synced_ns;
+  *commit_due = !directory && last && victim.synced_ns != 0 && synced_ago_ns < kJournalLifeNs;
+  if (*commit_due) {
+    auto stalled = my.store.check_stall();  // it could not be committed
+    COFS_CO_TRY(stalled);
+  }
   transaction->erase(entry.slot.key(parent));
   if (last) transaction->put(Key::orphan(victim.ino), {});
   auto applied = co_await transaction->apply();
@@ -69,8 +76,6 @@ Task<Result<>> Names::remove_name(uint64_t parent, std::string name, bool direct
   const WallTime now = my.environment.clock.wall();
   victim.nlink = last ? 0 : victim.nlink - 1;
   mark_changed(victim, now, false);
-  *commit_due = !directory && last && victim.synced_ns != 0 &&
-                my.environment.clock.monotonic_ns() - victim.synced_ns < kJournalLifeNs;
   if (last) my.orphans.try_emplace(victim.ino);
   if (dir.size > 0) dir.size--;
   if (directory && dir.nlink > 2) dir.nlink--;
@@ -83,7 +88,8 @@ Task<Result<Attributes>> Names::link(uint64_t ino, uint64_t new_parent, std::str
   auto checked = check_name(new_name);
   COFS_CO_TRY(checked);
   if (is_dot_name(new_name)) co_return fail(Code::kExists, "dot name", new_parent);
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   auto directory = co_await my.directory(new_parent);
   COFS_CO_TRY(directory);
   auto target = co_await my.inodes.get(ino);

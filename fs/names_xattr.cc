@@ -94,7 +94,8 @@ Task<Result<>> Names::set_xattr(uint64_t ino, std::string name, std::string valu
   Impl& my = *impl_;
   if (value.size() > kXattrValueMax) co_return fail(Code::kTooBig, "attribute value", ino);
   if (create_only && replace_only) co_return fail(Code::kInvalid, "attribute flags", ino);
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   auto inode = co_await my.inodes.get(ino);
   COFS_CO_TRY(inode);
   const SharedMutex::Guard guard = co_await (*inode)->lock.lock_exclusive();
@@ -167,7 +168,8 @@ Task<Result<bool>> Names::may_write(Inode& inode, Caller caller) {
 
 Task<Result<>> Names::remove_xattr(uint64_t ino, std::string name) {
   Impl& my = *impl_;
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   auto inode = co_await my.inodes.get(ino);
   COFS_CO_TRY(inode);
   const SharedMutex::Guard guard = co_await (*inode)->lock.lock_exclusive();

@@ -281,7 +281,8 @@ Task<Result<>> Names::rename(uint64_t parent, std::string name, uint64_t new_par
   Impl& my = *impl_;
   auto checked = check_request(name, new_name, flags);
   COFS_CO_TRY(checked);
-  co_await my.bound_dirty();
+  auto bounded = co_await my.bound_dirty();
+  COFS_CO_TRY(bounded);
   Rename work;
   work.source_name = &name;
   work.target_name = &new_name;

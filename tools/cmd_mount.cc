@@ -40,7 +40,11 @@ struct MountArguments {
   std::vector<std::string> options;
   bool foreground = false;
   bool fake = false;
+  // The device can't be written, and is mounted read-only for that, which nobody asked for.
+  bool write_protected = false;
 };
+
+constexpr std::string_view kProtectedWarning = "WARNING: device write-protected, mounted read-only";
 
 // How a background server tells its parent that it is up, or why not.
 class Answer {
@@ -118,6 +122,12 @@ class MountProcess {
     if (std::string reason = why_not_engine((*machine)->device().geometry()); !reason.empty()) {
       return fail_to_mount(arguments_.source, reason);
     }
+    if (arguments_.write_protected) {
+      if (std::string reason = why_not_unasked(**machine); !reason.empty()) {
+        return fail_to_mount(arguments_.source, reason);
+      }
+      if (!answer_.is_background()) print_error(invocation_, arguments_.source, kProtectedWarning);
+    }
     Result<std::unique_ptr<FileSystem>> fs =
         (*machine)->open_filesystem(options_.store_options(), options_.fs_options());
     if (!fs) return fail_to_mount(arguments_.source, describe(fs.error()));
@@ -125,6 +135,17 @@ class MountProcess {
   }
 
  private:
+  // Why a write-protected device is mounted read-only only if that is asked for; empty if it need not be. What the
+  // mount shows is in its log, and could not be made good.
+  std::string why_not_unasked(Machine& machine) const {
+    if (options_.no_recovery) return {};
+    Result<bool> unclean = run_blocking(machine.monitor(), Store::needs_recovery(machine.environment()));
+    if (!unclean) return describe(unclean.error());
+    if (!*unclean) return {};
+    return "cannot mount: the device is write-protected and was not unmounted; -o ro shows it as after a recovery, "
+           "read-only and without writing";
+  }
+
   // Why the copy engine that was asked for by name cannot serve; empty if it can.
   std::string why_not_engine(const DeviceGeometry& geometry) const {
     const std::string& engine = options_.copy_engine;
@@ -431,6 +452,10 @@ int mount_command(const Invocation& invocation) {
   }
   arguments.directory = directory;
   if (arguments.fake) return kExitOk;
+  if (options->no_recovery && !options->read_only && !is_write_protected(arguments.source)) {
+    print_error(invocation, arguments.source, "norecovery: only together with ro (which never writes to the device)");
+    return kExitFailed;
+  }
   if (options->remount) return remount(invocation, arguments, *options);
 
   // The server leaves its working directory, and the mount table should name the target
@@ -448,11 +473,13 @@ int mount_command(const Invocation& invocation) {
   }
   if (mounted) return mount_again(invocation, arguments, *options, *mounted);
   if (!options->read_only && is_write_protected(source)) {
+    arguments.write_protected = true;
     options->read_only = true;
-    print_error(invocation, source, "WARNING: device write-protected, mounted read-only");
   }
-  if (!arguments.foreground) return start_in_background(invocation, arguments, *options);
-  return MountProcess(invocation, arguments, *options, Answer()).run();
+  if (arguments.foreground) return MountProcess(invocation, arguments, *options, Answer()).run();
+  const int code = start_in_background(invocation, arguments, *options);
+  if (code == kExitOk && arguments.write_protected) print_error(invocation, source, kProtectedWarning);
+  return code;
 }
 
 }  // namespace cofs

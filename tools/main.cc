@@ -64,8 +64,10 @@ void print_help() {
 int run(std::string_view program, std::vector<std::string> arguments) {
   for (const Alias& alias : kAliases) {
     if (program != alias.program) continue;
+    // What mount(8) has us do we say under its name.
+    const std::string_view name = alias.subcommand == "mount" ? alias.subcommand : program;
     return find_subcommand(alias.subcommand)
-        ->run(Invocation{std::string(program), std::move(arguments)});
+        ->run(Invocation{std::string(name), std::move(arguments)});
   }
   if (arguments.empty()) {
     print_help();

@@ -108,6 +108,19 @@ Json volume_figures(const VolumeInfo& info, const Store& store) {
           {"shut_down", store.shut_down()}};
 }
 
+// Whether what is written becomes durable.
+Json writing_figures(const Store& store) {
+  const StallReport stall = store.stall();
+  const std::string_view state = store.shut_down() ? "stopped" : stall.stalled ? "stalled" : "ok";
+  Json figures = {{"state", state}, {"stalls", stall.count}};
+  if (stall.stalled) figures["stalled_for_seconds"] = stall.seconds;
+  if (stall.count != 0) {
+    figures["last_stall_seconds"] = stall.since.seconds;  // since 1970, when it began
+    figures["last_stall_error"] = describe(stall.error);
+  }
+  return figures;
+}
+
 Json scrub_figures(const ScrubTotals& totals) {
   return {{"runs", totals.runs},
           {"bytes", totals.bytes},
@@ -161,6 +174,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
   }
   Json text = {
       {"volume", volume_figures(store.info(), store)},
+      {"writing", writing_figures(store)},
       {"space", space_figures(store.space())},
       {"io",
        {{"read_bytes", counters.read_bytes},

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""A device that fails under a mount and comes back: everything after that is an error, nothing hangs, no wrong byte is
-read, and the next mount has all that was synced. And one that is write-protected. So do the tests of xfstests that ask for dm-error, here without it:
-a loop device is cut to nothing (xfstests-config/resize-loop).
+"""A device that fails under a mount: what waits for it is told, nothing hangs and no wrong byte is read. Where it comes
+back everything goes on and nothing is lost; where it does not, the mount ends, and the next one has all that was synced.
+And one that is write-protected. So do the tests of xfstests that ask for dm-error, here without it: a loop device is cut
+to nothing (xfstests-config/resize-loop).
 """
 import contextlib
 import errno
 import mmap
 import os
+import signal
+import time
 
 import harness as h
 
@@ -14,6 +17,8 @@ BLOCK = 4096
 SIZE = 2 << 20
 RESIZE = h.ROOT / "xfstests-config/resize-loop"
 LEFT_BYTES = 512  # less than a block
+HEAL_SECONDS_MAX = 30   # it is tried again every two
+PROMPT_SECONDS_MAX = 20
 
 
 def resize(device, size):
@@ -35,6 +40,16 @@ def write_and_sync(path, content):
         os.fsync(file.fileno())
 
 
+def write_directly(path, content):
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    page = mmap.mmap(-1, BLOCK)
+    page[:] = content[:BLOCK]
+    try:
+        os.pwrite(fd, page, 0)
+    finally:
+        os.close(fd)
+
+
 def check_no_wrong_block(path, old, new):
     """Reads past the kernel's cache: each block is the old one or the new one, or an error."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -49,32 +64,135 @@ def check_no_wrong_block(path, old, new):
         os.close(fd)
 
 
-def one_failure(space, volume, device, old):
-    """What a file holds after the device failed while `old` was overwritten: that, or what came instead."""
+def state_of(volume):
+    return volume.statistics()["writing"]["state"]
+
+
+def begin(space, volume, old):
+    """A mount with a file of these bytes, synced; and others to come."""
     volume.mount()
-    path = volume.path("file")
-    path.write_bytes(old)
+    volume.path("file").write_bytes(old)
     h.fsync_directory(volume.mount_point)
-    new = space.random.randbytes(SIZE)
+    return volume.path("file"), space.random.randbytes(SIZE)
 
+
+def fail_under(volume, device, path, new):
+    """The device fails while the file is written anew."""
     resize(device, LEFT_BYTES)
-    h.check(error_of(lambda: write_and_sync(path, new)) in (errno.EIO, errno.ENOSPC), "a failed fsync said nothing")
-    h.check(error_of(lambda: write_and_sync(path, new)) != 0, "a second fsync said nothing")
-    h.check(error_of(lambda: volume.path("later").mkdir() or h.fsync_directory(volume.mount_point)) != 0,
+    for attempt in ("a failed fsync", "a second fsync"):
+        h.check(error_of(lambda: write_and_sync(path, new)) == errno.EIO, f"{attempt} said nothing")
+    h.check(error_of(lambda: volume.path("later").mkdir() or h.fsync_directory(volume.mount_point)) == errno.EIO,
             "a directory was made durable without a device")
-    resize(device, 0)
-    h.check(error_of(lambda: write_and_sync(path, new)) != 0, "the volume went on after it had lost writes")
-    check_no_wrong_block(path, old, new)
-    h.run_command(h.command(), "umount", volume.mount_point)
-    volume.server.wait(timeout=h.COMMAND_SECONDS_MAX)
-    volume.server = None
+    h.check(state_of(volume) == "stalled", f"the state is {state_of(volume)}")
+    h.check(error_of(lambda: write_directly(path, new)) == errno.EIO, "a direct write said nothing")
 
+
+def heals(space, volume, device, by_fsync):
+    """The device comes back: all is there, also what was written while it was away."""
+    old = space.random.randbytes(SIZE)
+    path, new = begin(space, volume, old)
+    fail_under(volume, device, path, new)
+    check_no_wrong_block(path, old, new)
+    resize(device, 0)
+    if by_fsync:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    deadline = time.monotonic() + HEAL_SECONDS_MAX
+    while state_of(volume) != "ok":
+        h.check(not by_fsync and time.monotonic() < deadline, "the device is back, and the volume still waits")
+        time.sleep(0.1)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    figures = volume.statistics()["writing"]
+    h.check(figures["stalls"] >= 1 and "last_stall_error" in figures, f"{figures}")
+    # What was synced now is there after the server was killed.
+    volume.kill()
+    volume.clear_dead_mount()
     volume.mount()
-    found = path.read_bytes()
-    h.check(found == old, "what was synced is not there after the failure")
+    h.check(path.read_bytes() == new, "what was written while the device failed is not there")
+    h.check(volume.path("later").is_dir(), "a directory that was made meanwhile is not there")
+    volume.path("later").rmdir()
+    volume.umount()
+    volume.fsck()
+
+
+def ends(space, volume, device, how):
+    """The mount ends before the device is back: it has what was synced."""
+    old = space.random.randbytes(SIZE)
+    path, new = begin(space, volume, old)
+    fail_under(volume, device, path, new)
+    if how == "umount":
+        h.run_command(h.command(), "umount", volume.mount_point)
+    else:
+        volume.server.send_signal(signal.SIGTERM)
+    status = volume.server.wait(timeout=h.COMMAND_SECONDS_MAX)
+    volume.server = None
+    h.check(status == 1, f"the server ended with {status}")
+    h.check("the mount ended while the device refused writes" in volume.log.read_text(), "the log has no word of it")
+    resize(device, 0)
+    volume.mount()
+    h.check(path.read_bytes() == old, "what was synced is not there after the failure")
     h.check(not volume.path("later").exists(), "a directory came back that was refused")
     volume.umount()
     volume.fsck()
+
+
+def full_memory(space, volume, device):
+    """A writer for whom there is no room in memory is refused and does not hang."""
+    volume.options = "dirty=4M"
+    volume.mount()
+    path = volume.path("large")
+    path.touch()
+    h.fsync_directory(volume.mount_point)
+    resize(device, LEFT_BYTES)
+    content = space.random.randbytes(BLOCK * 16)
+    started = time.monotonic()
+    accepted = 0
+    with open(path, "r+b", buffering=0) as file:
+        while accepted < 64 << 20:
+            error = error_of(lambda: os.pwrite(file.fileno(), content, accepted))
+            if error:
+                break
+            accepted += len(content)
+        h.check(error == errno.EIO, f"after {accepted} bytes: {os.strerror(error)}")
+        h.check(time.monotonic() - started < PROMPT_SECONDS_MAX, "it took long")
+        resize(device, 0)
+        os.fsync(file.fileno())
+    volume.remount()
+    h.check(path.read_bytes()[:accepted] == content * (accepted // len(content)), "other bytes")
+    path.unlink()
+    volume.umount()
+    volume.options = ""
+
+
+def full_host(space):
+    """The filesystem under an image runs full, and is enlarged."""
+    host = space.directory / "host"
+    host.mkdir()
+    h.run_command("mount", "-t", "tmpfs", "-o", "size=24M", "none", host)
+    try:
+        volume = h.Volume(host, size="128M", name="image")
+        try:
+            volume.mount()
+            path = volume.path("file")
+            content = space.random.randbytes(40 << 20)
+            with open(path, "wb", buffering=0) as file:
+                for start in range(0, len(content), 1 << 20):
+                    os.pwrite(file.fileno(), content[start:start + (1 << 20)], start)
+                h.check(error_of(lambda: os.fsync(file.fileno())) == errno.EIO, "no error where there is no room")
+                h.check(state_of(volume) == "stalled", f"the state is {state_of(volume)}")
+                h.run_command("mount", "-o", "remount,size=200M", host)
+                os.fsync(file.fileno())
+            volume.kill()
+            volume.clear_dead_mount()
+            volume.mount()
+            h.check(path.read_bytes() == content, "other bytes")
+            volume.umount()
+            volume.fsck()
+        finally:
+            volume.dispose()
+    finally:
+        h.run_command("umount", "-l", host)
 
 
 def write_protected(volume, device):
@@ -88,14 +206,46 @@ def write_protected(volume, device):
     h.run_command("blockdev", "--setrw", device)
 
 
+def write_protected_after_a_crash(volume, device):
+    """Such a device that was not unmounted is shown to whoever asks for a read-only mount, and else refused."""
+    refused = h.run_command(h.command(), "mount", device, volume.mount_point, "-o", "norecovery", expect=1)
+    h.check("only together with ro" in refused, refused)
+    volume.mount()
+    volume.path("synced").write_bytes(b"synced")
+    h.fsync_directory(volume.mount_point)
+    volume.kill()
+    volume.clear_dead_mount()
+    h.run_command("blockdev", "--setro", device)
+    refused = h.run_command(h.command(), "mount", device, volume.mount_point, expect=32)
+    h.check("write-protected and was not unmounted" in refused and "-o ro" in refused and refused.count("\n") == 1, refused)
+    h.check(h.mount_type(volume.mount_point) is None, "refused, and mounted")
+    for options in ("ro", "norecovery"):
+        volume.options = options
+        volume.mount()
+        h.check(volume.path("synced").read_bytes() == b"synced", f"not as after a recovery with {options}")
+        h.check(os.statvfs(volume.mount_point).f_flag & os.ST_RDONLY != 0, "not mounted read-only")
+        volume.umount()
+    volume.options = ""
+    h.run_command("blockdev", "--setrw", device)
+    volume.mount()
+    h.check(volume.path("synced").read_bytes() == b"synced", "lost by a look at it")
+    volume.umount()
+    volume.fsck()
+
+
 def test(space):
+    full_host(space)
     volume = space.volume(size="256M", name="device")
     with h.loop_device(volume.image) as device:
         volume.image = device
         try:
-            for _ in range(3):
-                one_failure(space, volume, device, space.random.randbytes(SIZE))
+            heals(space, volume, device, by_fsync=True)
+            heals(space, volume, device, by_fsync=False)
+            ends(space, volume, device, "umount")
+            ends(space, volume, device, "SIGTERM")
+            full_memory(space, volume, device)
             write_protected(volume, device)
+            write_protected_after_a_crash(volume, device)
         finally:
             volume.dispose()
 

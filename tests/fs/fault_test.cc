@@ -56,6 +56,7 @@ class FaultRun {
     const bool excused = result.error && faulty() && is_fault_code(result.error->code);
     const bool was_stopped = std::exchange(stopped_, volume_.fs().store().shut_down());
     if (excused) {
+      excused_++;
       errors_ += fmt::format("  operation {} answered: {}{}\n", done_.size() - 1,
                              describe(*result.error), stopped_ ? " (the store has stopped)" : "");
       if (stopped_ && !was_stopped) remember_possible(operation);
@@ -100,6 +101,7 @@ class FaultRun {
     }
   }
   const std::string& wrong() const { return wrong_; }
+  uint64_t excused() const { return excused_; }
   // What was done and which errors it met, for messages.
   std::string story() const { return describe(done_) + errors_; }
 
@@ -182,6 +184,7 @@ class FaultRun {
   size_t floor_ = 0;
   uint64_t faults_from_ = 0;
   bool stopped_ = false;
+  uint64_t excused_ = 0;
   std::string wrong_;
   std::string errors_;
 };
@@ -309,6 +312,57 @@ TEST(Faults, RandomWriteAndFlushErrors) {
   faults.flush_error = 0.01;
   faults.discard_error = 0.1;
   random_runs(faults);
+}
+
+// Neither reads nor writes for a while, again and again: the store may stop, where it is in the middle of something, or
+// wait (fs/stall_test is about that).
+std::string run_on_a_device_that_goes_away(uint64_t seed, uint64_t* operations, uint64_t* errors,
+                                           uint64_t* stopped) {
+  VolumeOptions options = VolumeOptions::tiny(seed);
+  options.device.counted = kCountAll;
+  options.store.cache_bytes = 64 * options.format.node_bytes;
+  const SimImage image = TestVolume::formatted(seed, options);
+  FaultRun run(seed, options, image, ModelState());
+  if (!run.open()) return run.wrong();
+  WorkloadShape shape = WorkloadShape::random(seed);
+  shape.sync_chance = std::max(shape.sync_chance, 0.1);
+  WorkloadGenerator generator(mix64(seed, 4), shape);
+  SimRandom random(mix64(seed, 0x61));
+  SimFaults gone;
+  gone.read_error = 1;
+  gone.write_error = 1;
+  bool is_gone = false;
+  for (int i = 0; i < 120 && !run.stopped(); ++i) {
+    if (random.chance(is_gone ? 0.3 : 0.1)) {
+      is_gone = !is_gone;
+      run.device().set_faults(is_gone ? gone : SimFaults());
+    }
+    const Operation operation = generator.next(run.state());
+    // It is done, and answers with the error of the commit that follows (docs/decisions/0007).
+    if (is_gone && operation.kind == OperationKind::kUnlink) continue;
+    (*operations)++;
+    if (!run.step(operation)) break;
+  }
+  *errors += run.excused();
+  *stopped += run.stopped() ? 1 : 0;
+  if (run.wrong().empty()) run.finish();
+  return run.wrong().empty() ? "" : run.wrong() + "\n" + run.story();
+}
+
+TEST(Faults, ADeviceThatGoesAwayAndComesBack) {
+  const uint64_t first = number_from_environment("COFS_SEED", 1);
+  const uint64_t count = number_from_environment("COFS_FAULT_SEEDS", 60);
+  uint64_t operations = 0;
+  uint64_t errors = 0;
+  uint64_t stopped = 0;
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    set_current_case(fmt::format("a device that goes away, seed {}", seed));
+    ASSERT_EQ(run_on_a_device_that_goes_away(seed, &operations, &errors, &stopped), "") << "seed " << seed;
+  }
+  std::printf("%llu operations, %llu errors, the store stopped in %llu of %llu runs\n",
+              static_cast<unsigned long long>(operations), static_cast<unsigned long long>(errors),
+              static_cast<unsigned long long>(stopped), static_cast<unsigned long long>(count));
+  EXPECT_GT(errors, 0U);
 }
 
 TEST(Faults, CopiesFailInAllWaysThatAreReported) {

@@ -171,13 +171,33 @@ TEST_F(JobsTest, AFailedStoreFailsTheCollection) {
   fragment(96, 16, 4);
   ASSERT_TRUE(jobs().start_gc(0));
   volume->pass(1'000'000);
-  volume->device.power_off_now();
+  SimFaults faults;
+  faults.flush_error = 1;
+  volume->device.set_faults(faults);
   wait_for_gc();
   EXPECT_EQ(jobs().gc().state, JobState::kFailed);
   EXPECT_EQ(jobs().gc().error.code, Code::kShutdown);
   const auto again = jobs().start_gc(0);
   ASSERT_FALSE(again);
   EXPECT_EQ(again.error().code, Code::kShutdown);
+}
+
+TEST_F(JobsTest, ADeviceThatRefusesWritesFailsTheCollectionButNotTheNext) {
+  mount(5, small_options(5, false));
+  fragment(96, 16, 4);
+  ASSERT_TRUE(jobs().start_gc(0));
+  volume->pass(1'000'000);
+  volume->device.refuse_writes(0, UINT64_MAX);
+  wait_for_gc();
+  EXPECT_EQ(jobs().gc().state, JobState::kFailed);
+  EXPECT_EQ(jobs().gc().error.code, Code::kIo);
+  volume->device.refuse_writes(0, 0);
+  ASSERT_TRUE(volume->run(fs().sync()));
+  ASSERT_TRUE(jobs().start_gc(0));
+  wait_for_gc();
+  EXPECT_EQ(jobs().gc().state, JobState::kDone);
+  expect_contents();
+  EXPECT_EQ(volume->verify(true), "");
 }
 
 TEST_F(JobsTest, ReadOnlyMountsCollectNothing) {

@@ -16,6 +16,10 @@ constexpr uint64_t kCommitSlackNs = 1'000'000'000;  // a commit takes its time, 
 constexpr size_t kNestedImagesMax = 40;             // of one recovery
 constexpr size_t kViolationsMax = 20;
 constexpr size_t kFurtherOperations = 8;
+constexpr double kOutageEndChance = 0.15;           // before an operation, of an outage that lasts until told
+constexpr uint64_t kOutageNsMin = 20'000;
+constexpr uint64_t kOutageDoublings = 12;
+constexpr uint64_t kPromptNs = 1'000'000'000;       // an answer that takes longer has waited for the device
 
 std::string_view name_of_mode(CrashMode mode) {
   switch (mode) {
@@ -40,6 +44,7 @@ void SweepReport::add(const SweepReport& other) {
   workloads += other.workloads;
   operations += other.operations;
   moments += other.moments;
+  refusals += other.refusals;
   violations.insert(violations.end(), other.violations.begin(), other.violations.end());
 }
 
@@ -103,6 +108,7 @@ bool CrashSweep::run_operations(WorkloadGenerator* generator, const std::vector<
     }
     if (only_after_syncs_) observe(volume);
     during_.reset();
+    volume.device.refuse_writes(0, 0);
     const Result<> closed = volume.close();
     volume.observer = nullptr;
     if (!closed) {
@@ -120,8 +126,18 @@ bool CrashSweep::run_operations(WorkloadGenerator* generator, const std::vector<
 bool CrashSweep::step(TestVolume& volume, const Operation& operation) {
   done_.push_back(operation);
   report_.operations++;
+  if (options_.outage_chance > 0) change_outage(volume);
   predict(operation);
+  const uint64_t started_ns = volume.world.clock.monotonic_ns();
+  const bool was_stalled = volume.fs().store().stall().stalled;
+  const uint64_t refused = volume.device.counters().writes_refused;
   const OperationResult result = volume.perform(operation);
+  const bool may_be_refused = was_stalled || volume.device.counters().writes_refused != refused;
+  if (may_be_refused && result.error && result.error->code == Code::kIo) {
+    const bool accepted = accept_refusal(volume, operation, started_ns);
+    during_.reset();
+    return accepted;
+  }
   ModelState after = state_;
   const std::string wrong = after.check(operation, result);
   if (wrong.empty()) {
@@ -146,6 +162,51 @@ bool CrashSweep::step(TestVolume& volume, const Operation& operation) {
     }
   }
   return true;
+}
+
+void CrashSweep::change_outage(TestVolume& volume) {
+  const uint64_t now_ns = volume.world.clock.monotonic_ns();
+  if (volume.fs().store().stall().stalled && random_.chance(kOutageEndChance)) {
+    volume.device.refuse_writes(0, 0);
+  }
+  if (!random_.chance(options_.outage_chance)) return;
+  const uint64_t from_ns = now_ns + random_.below(2) * random_.below(kOutageNsMin << random_.below(6));
+  const uint64_t length_ns = kOutageNsMin << random_.below(kOutageDoublings);
+  volume.device.refuse_writes(from_ns, random_.below(3) == 0 ? UINT64_MAX : from_ns + length_ns);
+}
+
+// The device fails writes, and the operation was answered so.
+bool CrashSweep::accept_refusal(TestVolume& volume, const Operation& operation, uint64_t started_ns) {
+  report_.refusals++;
+  const uint64_t now_ns = volume.world.clock.monotonic_ns();
+  if (now_ns - started_ns > kPromptNs && operation.kind != OperationKind::kPass) {
+    violation("an error during an outage", fmt::format("it came after {} ns", now_ns - started_ns));
+    return false;
+  }
+  if (!changes_tree(operation.kind)) return true;
+  auto tree = volume.tree();
+  if (!tree) {
+    violation("reading the tree during an outage", describe(tree.error()));
+    return false;
+  }
+  const std::string unlike_before = difference(state_, *tree);
+  if (unlike_before.empty()) return true;
+  ModelState after = state_;
+  const ModelAnswer answer = after.perform(operation);
+  std::vector<ModelState> possible;
+  if (is_copy(operation.kind)) possible = state_.partial_copies(operation, answer.expected.value);
+  possible.push_back(std::move(after));
+  std::string unlike_after;
+  for (ModelState& state : possible) {
+    unlike_after = difference(state, *tree);
+    if (!unlike_after.empty()) continue;
+    history_.emplace_back(state, "after the refused " + describe(operation), now_ns);
+    state_ = std::move(state);
+    return true;
+  }
+  violation("an operation that an outage refused is done in part",
+            fmt::format("not as before: {}\n  nor as after: {}", unlike_before, unlike_after));
+  return false;
 }
 
 // What the operation may leave behind if the power goes while it is under way.
@@ -179,7 +240,7 @@ void CrashSweep::record(const Operation& operation, const OperationResult& resul
 size_t CrashSweep::floor_at(uint64_t now_ns) const {
   size_t floor = floor_;
   const StoreOptions& store = options_.volume.store;
-  if (!store.background) return floor;
+  if (!store.background || options_.outage_chance > 0) return floor;
   const uint64_t age_ns = store.commit_interval_ns + kCommitSlackNs;
   while (floor + 1 < history_.size() && history_[floor + 1].time_ns + age_ns < now_ns) floor++;
   return floor;

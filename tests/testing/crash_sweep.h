@@ -29,6 +29,9 @@ struct SweepOptions {
   double verify_chance = 1;       // of an image: verify(); a fourth of these read all data
   double reuse_chance = 0.1;      // of an image: further operations, sync, verify
   double remount_chance = 0.1;    // of an image: close and open again
+  // Of an operation: from a moment in it on the device refuses writes, for a while or until told. What is answered by
+  // kIo then has changed nothing, or all that it was to change; nothing waits for the device, and nothing is lost.
+  double outage_chance = 0;
   uint64_t states_max = UINT64_MAX;  // of all workloads together; then sampling gets sparse and ends
   SweepOptions() = default;
 };
@@ -39,6 +42,7 @@ struct SweepReport {
   uint64_t workloads = 0;
   uint64_t operations = 0;
   uint64_t moments = 0;
+  uint64_t refusals = 0;     // operations that were answered by an error because of an outage
   std::vector<std::string> violations;
   void add(const SweepReport& other);
   std::string summary(uint64_t seed) const;  // "crash states tried: …, violations: …, seed: …"
@@ -87,6 +91,8 @@ class CrashSweep {
                       size_t count);
   bool step(TestVolume& volume, const Operation& operation);
   void predict(const Operation& operation);
+  void change_outage(TestVolume& volume);
+  bool accept_refusal(TestVolume& volume, const Operation& operation, uint64_t started_ns);
   void record(const Operation& operation, const OperationResult& result, const ModelState& after,
               uint64_t now_ns);
   void observe(TestVolume& volume);

@@ -104,6 +104,7 @@ struct SimDeviceCounters {
   uint64_t blocks_written = 0;
   uint64_t blocks_discarded = 0;
   uint64_t blocks_copied = 0;            // the good prefix of a partial copy included
+  uint64_t writes_refused = 0;           // by refuse_writes()
   uint64_t in_flight_max = 0;            // the most operations ever in flight at once
   uint64_t operations_of(IoRequest::Op op) const { return operations[static_cast<size_t>(op)]; }
   uint64_t flushes() const { return operations_of(IoRequest::Op::kFlush); }
@@ -162,6 +163,17 @@ class SimDevice final : public Device {
   void delay_writes_at(uint64_t n, uint64_t count, uint64_t duration_ns) {
     slow_writes_ = {n, count};
     slow_write_ns_ = duration_ns;
+  }
+  // Writes fail with kIo, as by SimFault::kError, from `from_ns` until before `until_ns` of the clock; in place of
+  // what was asked before.
+  void refuse_writes(uint64_t from_ns, uint64_t until_ns) {
+    refused_from_ns_ = from_ns;
+    refused_until_ns_ = until_ns;
+  }
+  // The same from counted operation `n` on, for so long.
+  void refuse_writes_at(uint64_t n, uint64_t duration_ns) {
+    refused_at_ = n;
+    refused_for_ns_ = duration_ns;
   }
   // Reads of the block fail with kIo until a write succeeds; with `writes_too`, for ever.
   void mark_bad(uint64_t block, bool writes_too = false) { bad_blocks_[block] = writes_too; }
@@ -230,6 +242,7 @@ class SimDevice final : public Device {
 
   // sim_device_fault.cc
   SimFault draw_fault(const IoRequest& request, bool counted);
+  bool is_refused(const IoRequest& request, bool counted);
   std::optional<BlockRange> misdirect_target(BlockRange range) const;
   static void tear_over(const SimImage& below, Effect* effect, SimRandom& random);
   void tear(Effect* effect, SimRandom& random) const;
@@ -253,6 +266,10 @@ class SimDevice final : public Device {
   uint64_t next_read_ns_ = 0;
   BlockRange slow_writes_;  // numbers of operations
   uint64_t slow_write_ns_ = 0;
+  uint64_t refused_from_ns_ = 0;
+  uint64_t refused_until_ns_ = 0;
+  uint64_t refused_at_ = 0;
+  uint64_t refused_for_ns_ = 0;
   std::map<uint64_t, bool> bad_blocks_;
   std::set<uint64_t> damaged_;
   std::vector<BlockRange> immutable_;

@@ -62,9 +62,18 @@ SimFault SimDevice::draw_fault(const IoRequest& request, bool counted) {
     auto found = targeted_.find(operation_count_);
     if (found != targeted_.end() && applies(found->second, request.op)) fault = found->second;
   }
+  if (is_refused(request, counted)) fault = SimFault::kError;
   if (damages(fault, request.op) && !may_damage(request.range)) return SimFault::kNone;
   if (fault == SimFault::kMisdirected && !misdirect_target(request.range)) return SimFault::kNone;
   return fault;
+}
+
+bool SimDevice::is_refused(const IoRequest& request, bool counted) {
+  const uint64_t now_ns = world_.clock.monotonic_ns();
+  if (counted && operation_count_ == refused_at_) refuse_writes(now_ns, now_ns + refused_for_ns_);
+  if (request.op != Op::kWrite || now_ns < refused_from_ns_ || now_ns >= refused_until_ns_) return false;
+  counters_.writes_refused++;
+  return true;
 }
 
 // Where a misdirected write lands: the same length further on, as an address bit gone wrong would do.

@@ -353,7 +353,8 @@ static void destroy_elsewhere(struct ring_entry *entry) {
 static void make_sync_an_fsync(struct ring_entry *entry, struct fuse_in_header *in) {
   in->opcode = FUSE_FSYNCDIR;
   in->nodeid = FUSE_ROOT_ID;
-  memset(entry->header->op_in, 0, sizeof(struct fuse_fsync_in));
+  const struct fuse_fsync_in arguments = {.fh = UINT64_MAX}; /* kSyncfsHandle */
+  memcpy(entry->header->op_in, &arguments, sizeof(arguments));
 }
 
 static void take_request(struct ring_entry *entry) {
