@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <utility>
+#include <vector>
 
 #include "offload/base/executor.h"
 
@@ -168,14 +169,15 @@ class Event {
   };
   Awaiter wait() { return Awaiter{*this}; }
   void notify_all() {
-    std::deque<std::coroutine_handle<>> waiters = std::exchange(waiters_, {});
+    // (A deque would take memory for the exchange, and even for being empty.)
+    const std::vector<std::coroutine_handle<>> waiters = std::exchange(waiters_, {});
     for (std::coroutine_handle<> waiter : waiters) executor_.post(waiter);
   }
   bool has_waiters() const { return !waiters_.empty(); }
 
  private:
   Executor& executor_;
-  std::deque<std::coroutine_handle<>> waiters_;
+  std::vector<std::coroutine_handle<>> waiters_;
 };
 
 // Counts started pieces of work; wait() resumes when all of them are done. One waiter.
