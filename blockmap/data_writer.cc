@@ -77,9 +77,8 @@ Task<Result<>> Store::Impl::seal_stream(ondisk::Stream stream) {
   OpenSegment& slot = streams[static_cast<size_t>(stream)];
   if (!slot.open) co_return Result<>();
   const uint32_t blocks = footer_blocks(slot.entries.size());
-  // A single entry stands in the header of the only chunk already.
   if (slot.entries_complete && slot.next_block + blocks <= geometry.segment_blocks &&
-      blocks <= BufferPool::kBufferBlocksMax && slot.entries.size() > 1) {
+      blocks <= BufferPool::kBufferBlocksMax && !slot.entries.empty()) {
     BufferRef buffer = env.buffers.allocate(blocks);
     encode_footer(geometry, slot.segment, slot.generation, slot.entries,
                   std::span(buffer->data(), bytes_of_blocks(blocks)));

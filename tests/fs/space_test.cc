@@ -296,7 +296,7 @@ TEST_F(Space, OverProvisioningIsNotForUsers) {
     // Deleting works, and what it frees can be written.
     std::vector<std::string> names;
     for (const auto& [name, ino] : files) {
-      if (names.size() < 16) names.push_back(name);
+      if (names.size() < 8) names.push_back(name);
     }
     for (const std::string& name : names) ASSERT_TRUE(remove(name));
     EXPECT_GE(fill(24), 5 * 24U);
