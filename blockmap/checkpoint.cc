@@ -331,6 +331,7 @@ Task<Result<>> Store::Impl::run_checkpoint() {
   co_return Result<>();
 }
 
+// As commit_for_all().
 Task<> Store::Impl::checkpoint_for_all() {
   const uint64_t number = checkpoints_begun;
   const uint64_t served = checkpoint_requests;
@@ -343,6 +344,7 @@ Task<> Store::Impl::checkpoint_for_all() {
     checkpoint_error = result.error();
   }
   checkpoint_done.notify_all();
+  checkpoint_starter.pass();
 }
 
 Task<Result<>> Store::checkpoint() {
@@ -366,6 +368,7 @@ Task<Result<>> Store::checkpoint() {
     store.checkpointing = true;
     store.checkpoints_begun++;
     detach(store.checkpoint_for_all()).resume();
+    if (store.checkpointing) co_await store.checkpoint_starter.wait();
   }
 }
 

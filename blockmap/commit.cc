@@ -176,7 +176,8 @@ Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {
   end_write(ordinal);
 }
 
-// A task of its own: whoever asked need not wait for its end.
+// A task of its own: whoever began it need not wait for its end, but goes on first if it does, so that what the commit
+// freed is not taken by others.
 Task<> Store::Impl::commit_for_all() {
   const uint64_t number = commits_begun;
   auto result = co_await run_commit(nullptr);
@@ -187,6 +188,7 @@ Task<> Store::Impl::commit_for_all() {
   committing = false;
   commit_done.notify_all();
   if (log_over_limit(1)) kick_background();
+  commit_starter.pass();
 }
 
 Task<Result<>> Store::commit() {
@@ -215,6 +217,7 @@ Task<Result<>> Store::commit() {
     store.committing = true;
     store.commits_begun++;
     detach(store.commit_for_all()).resume();
+    if (store.committing) co_await store.commit_starter.wait();
   }
 }
 

@@ -95,7 +95,9 @@ void Store::Impl::end_stall() {
 
 // Those who wait for a commit, a checkpoint or writes look whether they are to go on waiting.
 void Store::Impl::wake_stalled() {
+  commit_starter.wake();
   commit_done.notify_all();
+  checkpoint_starter.wake();
   checkpoint_done.notify_all();
   write_done.notify_all();
 }

@@ -32,7 +32,9 @@ Store::Impl::Impl(Environment environment, StoreOptions opts, const Geometry& ge
       copier(env.device, env.executor, env.clock, env.buffers, env.journal, options.copy),
       apply_lock(env.executor),
       commit_done(env.executor),
+      commit_starter(env.executor),
       checkpoint_done(env.executor),
+      checkpoint_starter(env.executor),
       write_done(env.executor),
       stall(env.executor),
       reader_done(env.executor),
@@ -118,9 +120,7 @@ void Store::Impl::fail_store(const Error& error, const char* what) {
                                             what + ": " + describe(error));
   }
   shut_down = true;
-  commit_done.notify_all();
-  checkpoint_done.notify_all();
-  write_done.notify_all();
+  wake_stalled();
   reader_done.notify_all();
   end_waiting_writes();
   kick_background();
@@ -225,9 +225,7 @@ Task<Result<>> Store::close() {
 Task<> Store::abandon() {
   Impl& store = *impl_;
   store.shut_down = true;
-  store.commit_done.notify_all();
-  store.checkpoint_done.notify_all();
-  store.write_done.notify_all();
+  store.wake_stalled();
   store.reader_done.notify_all();
   store.end_waiting_writes();
   co_await store.stop_gc();

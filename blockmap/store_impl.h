@@ -278,6 +278,7 @@ struct Store::Impl {
   uint64_t failed_commit = 0;        // the newest of these that failed, and why
   Error commit_error;
   Event commit_done;
+  Handoff commit_starter;            // who began the one under way
   // --- checkpoints ---
   uint64_t checkpoint_requests = 0;
   uint64_t checkpoints_served = 0;
@@ -286,6 +287,7 @@ struct Store::Impl {
   uint64_t failed_checkpoint = 0;    // as for commits
   Error checkpoint_error;
   Event checkpoint_done;
+  Handoff checkpoint_starter;
   uint64_t checkpoint_sequence = 0;  // of the last frozen one
   uint64_t last_checkpoint_ns = 0;
   uint64_t frozen_nodes = 0;         // in memory for the checkpoint under way

@@ -180,6 +180,36 @@ class Event {
   std::vector<std::coroutine_handle<>> waiters_;
 };
 
+// One who waits for what it has started. pass() lets it go on at once, in the middle of the caller, who is to be done
+// by then: so nobody comes in between. wake() lets it go on when its turn comes.
+class Handoff {
+ public:
+  explicit Handoff(Executor& executor) : executor_(executor) {}
+  Handoff(const Handoff&) = delete;
+  ~Handoff() { COFS_ASSERT(!waiter_); }
+
+  struct Awaiter {
+    Handoff& handoff;
+    bool await_ready() { return false; }
+    void await_suspend(std::coroutine_handle<> awaiter) {
+      COFS_ASSERT(!handoff.waiter_);
+      handoff.waiter_ = awaiter;
+    }
+    void await_resume() {}
+  };
+  Awaiter wait() { return Awaiter{*this}; }
+  void pass() {
+    if (const auto waiter = std::exchange(waiter_, nullptr)) waiter.resume();
+  }
+  void wake() {
+    if (const auto waiter = std::exchange(waiter_, nullptr)) executor_.post(waiter);
+  }
+
+ private:
+  Executor& executor_;
+  std::coroutine_handle<> waiter_;
+};
+
 // Counts started pieces of work; wait() resumes when all of them are done. One waiter.
 class WaitGroup {
  public:
