@@ -255,7 +255,7 @@ Task<> Store::Impl::write_chunk(std::unique_ptr<ChunkWrite> chunk, uint64_t ordi
   range.start = geometry.block_of_segment(chunk->segment) + chunk->block - segment_header;
   range.count = segment_header + chunk->header_blocks +
                 (chunk->with_payload ? chunk->payload_blocks : 0);
-  auto written = co_await write_retrying(range, &chunk->pieces);
+  auto written = co_await write_retrying(range, &chunk->pieces, &chunk->answer);
   if (!written && !shut_down) fail_store(written.error(), "file data could not be written");
   finish_tickets(chunk->tickets, written);
   chunk.reset();
@@ -276,17 +276,20 @@ std::unique_ptr<ChunkWrite> Store::Impl::begin_staged_chunk(ondisk::Stream strea
   return chunk;
 }
 
-// Its entries are known: takes the place and writes the chunk's header.
-void Store::Impl::finish_staged_chunk(const ChunkWrite& chunk) {
+// Its entries are known: the stream goes on behind it.
+void Store::Impl::take_place(const ChunkWrite& chunk) {
   OpenSegment& slot = streams[static_cast<size_t>(chunk.stream)];
   slot.entries.insert(slot.entries.end(), chunk.entries.begin(), chunk.entries.end());
   slot.next_block = chunk.payload_start() + chunk.payload_blocks;
+}
+
+void Store::Impl::finish_staged_chunk(const ChunkWrite& chunk) {
+  take_place(chunk);
   start_chunk(std::make_unique<ChunkWrite>(chunk));
 }
 
-// Takes a place for up to `blocks_wanted` blocks that somebody else writes, and writes the chunk's
-// header. Under the apply lock.
-Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t blocks_wanted) {
+// Takes a place for up to `blocks_wanted` blocks of file data. Under the apply lock. The chunk is still to be written.
+Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::place_chunk(uint64_t blocks_wanted) {
   COFS_ASSERT(open_chunk == nullptr);
   OpenSegment& data = streams[static_cast<size_t>(ondisk::Stream::kData)];
   if (stream_room(data, 1) == 0) {
@@ -306,7 +309,14 @@ Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t bloc
   next_virtual += chunk->payload_blocks;
   chunk->entries.push_back(entry);
   unflushed_data_blocks += chunk->payload_blocks;
-  finish_staged_chunk(*chunk);
+  take_place(*chunk);
+  co_return chunk;
+}
+
+// The same for blocks that somebody else writes; the writing of the chunk's header begins.
+Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t blocks_wanted) {
+  auto chunk = co_await place_chunk(blocks_wanted);
+  if (chunk) start_chunk(std::make_unique<ChunkWrite>(**chunk));
   co_return chunk;
 }
 

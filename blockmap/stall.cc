@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "blockmap/store_impl.h"
 
@@ -25,20 +26,30 @@ constexpr uint64_t kRetryNs = 2 * kSecondNs;  // between two attempts that nobod
 
 }  // namespace
 
-Task<Result<>> Store::Impl::write_retrying(BlockRange range,
-                                           const std::vector<MemoryPiece>* memory) {
-  if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
-  auto written = co_await env.device.write(range, *memory);
-  if (!written) written = co_await write_persistently(range, memory, written.error());
+static void give_answer(WriteAnswer** answer, const Result<>& result) {
+  if (answer == nullptr || *answer == nullptr) return;
+  WriteAnswer& given = *std::exchange(*answer, nullptr);
+  given.result = result;
+  given.group->done();
+}
+
+Task<Result<>> Store::Impl::write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory,
+                                           WriteAnswer** answer) {
+  Result<> written = fail(Code::kShutdown, "the store has shut down");
+  if (!shut_down) {
+    written = co_await env.device.write(range, *memory);
+    if (!written) written = co_await write_persistently(range, memory, written.error(), answer);
+  }
   if (written) {
     counters.writes++;
     counters.write_bytes += bytes_of_blocks(range.count);
   }
+  give_answer(answer, written);
   co_return written;
 }
 
 Task<Result<>> Store::Impl::write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                               Error first) {
+                                               Error first, WriteAnswer** answer) {
   bool is_stalled = false;
   Result<> written = fail(first);
   while (true) {
@@ -55,6 +66,7 @@ Task<Result<>> Store::Impl::write_persistently(BlockRange range, const std::vect
     is_stalled = true;
     stall.last_failed = std::max(stall.last_failed, attempt);
     wake_stalled();
+    give_answer(answer, written);
     while (asked == stall.asked && !shut_down) co_await stall.retry.wait();
     if (shut_down) break;
   }

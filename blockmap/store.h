@@ -118,7 +118,7 @@ struct BlockPlace {
   bool shared = false;  // it has more than one reference
 };
 
-// Data copied by the copy engine to new places, not yet part of any file.
+// Data that lies in new places, copied or written, and is not yet part of any file.
 struct StagedRun {
   uint64_t virtual_block = 0;
   uint64_t physical_block = 0;
@@ -126,6 +126,15 @@ struct StagedRun {
   uint32_t generation = 0;
   std::vector<uint32_t> checksums;
   std::shared_ptr<void> pin;  // keeps the place from reuse until it is mapped or given up
+
+  // Takes its first `blocks` blocks away from it. REQUIRES: it has more.
+  StagedRun split_front(uint32_t blocks);
+};
+
+// Data to be staged: the blocks of a buffer from its first on, which must not change, and block_hash() of each.
+struct StagedData {
+  BufferRef buffer;
+  std::span<const uint64_t> hashes;
 };
 
 // Told when data given to Transaction::write_data has reached the device (not yet flushed). An error
@@ -198,7 +207,7 @@ class Transaction {
   void share_extents(const ShareRange& range);
   // Places data and maps it. Writing starts when the transaction is applied.
   void write_data(DataRun run);
-  // Maps data that Store::copy_blocks() staged.
+  // Maps data that Store::copy_blocks() or stage_data() staged.
   void map_staged(uint64_t ino, uint64_t file_block, StagedRun run);
 
   // Errors: those of reading metadata, with nothing changed; kShutdown, kReadOnly.
@@ -424,6 +433,10 @@ class Store {
   Task<std::vector<StagedRun>> copy_blocks(const std::vector<BlockRange>* virtual_sources,
                                            Reservation* reservation, Result<>* error,
                                            bool may_use_host = true);
+  // Writes data to new space and waits for the device, which need not have made it durable. `reservation` covers it
+  // and the headers of its chunks. Errors: kIo: the device refused some of it, and the store is stalled or about to
+  // be; kReadOnly, kShutdown.
+  Task<Result<std::vector<StagedRun>>> stage_data(const StagedData* data, Reservation* reservation);
 
   // --- Durability ---
   // Everything done before the call is durable after it. Errors: kIo while the device fails writes (they have been

@@ -53,6 +53,13 @@ struct RunTicket {
   Result<> result;
 };
 
+// For who waits for a write no longer than until the device has taken or refused it: what is refused stays pending
+// (stall.cc), and the store is stalled before the answer is given.
+struct WriteAnswer {
+  WaitGroup* group = nullptr;
+  Result<> result;
+};
+
 // A chunk whose payload is known; written as one request.
 struct ChunkWrite {
   ondisk::Stream stream = ondisk::Stream::kData;
@@ -67,6 +74,7 @@ struct ChunkWrite {
   std::vector<MemoryPiece> pieces;
   std::vector<BufferRef> buffers;
   std::vector<RunTicket*> tickets;  // one part of each
+  WriteAnswer* answer = nullptr;    // may be null
 
   uint32_t payload_start() const { return block + header_blocks; }
 };
@@ -429,9 +437,15 @@ struct Store::Impl {
   Task<> wait_for_writes(uint64_t up_to);
   uint64_t begin_write();
   void end_write(uint64_t ordinal);
+  Task<Result<std::unique_ptr<ChunkWrite>>> place_chunk(uint64_t blocks_wanted);
   Task<Result<std::unique_ptr<ChunkWrite>>> stage_chunk(uint64_t blocks_wanted);
   std::unique_ptr<ChunkWrite> begin_staged_chunk(ondisk::Stream stream);
+  void take_place(const ChunkWrite& chunk);
   void finish_staged_chunk(const ChunkWrite& chunk);
+
+  // stage_data.cc
+  Task<Result<std::vector<StagedRun>>> place_staged(const StagedData* data, std::vector<WriteAnswer>* answers,
+                                                    WaitGroup* group);
 
   // log_writer.cc
   Task<Result<>> prepare_log();     // an open log segment and a next one
@@ -449,9 +463,11 @@ struct Store::Impl {
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
 
   // stall.cc
-  Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory);
+  // *answer, where there is one, is given once, and null then.
+  Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory,
+                                WriteAnswer** answer = nullptr);
   Task<Result<>> write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                    Error first);
+                                    Error first, WriteAnswer** answer);
   void begin_stall(const Error& error);
   void end_stall();
   void wake_stalled();

@@ -63,19 +63,6 @@ struct Files::Impl::CopyBatch {
 
 namespace {
 
-// The first `count` blocks of a staged run, which loses them.
-StagedRun split_front(StagedRun& run, uint32_t count) {
-  StagedRun front = run;  // with all that keeps the place
-  front.count = count;
-  front.checksums.resize(count);
-  const auto cut = run.checksums.begin() + static_cast<std::ptrdiff_t>(count);
-  run.checksums.erase(run.checksums.begin(), cut);
-  run.virtual_block += count;
-  run.physical_block += count;
-  run.count -= count;
-  return front;
-}
-
 // Staged runs, consumed in order.
 class StagedQueue {
  public:
@@ -88,7 +75,7 @@ class StagedQueue {
     StagedRun& run = runs_[index_];
     const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(count, run.count));
     left_ -= blocks;
-    if (blocks < run.count) return split_front(run, blocks);
+    if (blocks < run.count) return run.split_front(blocks);
     index_++;
     return std::move(run);
   }
@@ -167,14 +154,9 @@ Task<Result<>> Files::Impl::plan_batch(CopyJob& job, uint64_t first, uint64_t co
 
 // Applying, after the mapping of the next `blocks` blocks changed: the rest of the change.
 void Files::Impl::publish_copy(CopyJob& job, uint64_t blocks) {
-  Inode& target = *job.target;
   const uint64_t first = job.target_at() / kBlockBytes;
-  DataChange change(*this, target);
-  target.data.drop(first, blocks);
   job.done += std::min(bytes_of_blocks(blocks), job.left());
-  target.size = std::max(target.size, job.target_at());
-  trim_reservation(target);
-  mark_data_changed(target);
+  replace_blocks(*job.target, BlockRange{first, blocks}, job.target_at());
 }
 
 // Copies a planned batch to new space.

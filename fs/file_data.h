@@ -96,6 +96,7 @@ class FileData {
 
   Reservation reservation;   // covers the dirty blocks
   uint32_t block_holds = 0;  // while not 0, the data must not move into the inode record
+  uint32_t direct_writes = 0;  // large ones under way (file_write_direct.cc)
   bool flush_queued = false; // Files has it on its list of files to flush
 
  private:

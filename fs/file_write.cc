@@ -198,7 +198,7 @@ Task<Result<>> Files::Impl::write_locked(Inode& inode, WriteData& data) {
 // The same bytes, in a buffer whose blocks are the file's blocks at another offset.
 Task<> Files::Impl::move_to_offset(WriteData& data, uint64_t offset) {
   const uint32_t skip = static_cast<uint32_t>(data.offset % kBlockBytes);
-  if (offset % kBlockBytes == skip) {
+  if (offset % kBlockBytes == skip || data.length == 0) {
     data.offset = offset;
     co_return;
   }
@@ -214,6 +214,20 @@ Task<> Files::Impl::move_to_offset(WriteData& data, uint64_t offset) {
   data = std::move(moved);
 }
 
+Task<Result<>> Files::Impl::admit_write(Inode& inode, const WriteData& data, Unprivileged kill_privileges) {
+  auto allowed = check_changeable(inode, data.offset >= inode.size);
+  COFS_CO_TRY(allowed);
+  if (data.length == 0) co_return Result<>();
+  if (data.offset > kFileBytesMax || data.length > kFileBytesMax - data.offset) {
+    co_return fail(Code::kFileTooBig, "write", inode.ino);
+  }
+  if (kill_privileges) {
+    auto dropped = co_await drop_capability(store, inode);
+    COFS_CO_TRY(dropped);
+  }
+  co_return Result<>();
+}
+
 Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges) {
   auto inode = co_await impl_->get_file(ino);
   COFS_CO_TRY(inode);
@@ -223,18 +237,10 @@ Task<Result<>> Files::write(uint64_t ino, WriteData data, bool append, Unprivile
   // Before the lock: nobody who reads the file waits for what a writer owes.
   co_await impl_->store.pace(data.length == 0 ? 0 : impl_->write_deficit(file, data, 0));
   SharedMutex::Guard guard = co_await file.lock.lock_exclusive();
-  const bool appends = append || data.offset >= file.size;
-  auto allowed = Impl::check_changeable(file, appends);
-  COFS_CO_TRY(allowed);
-  if (data.length == 0) co_return Result<>();
   if (append) co_await impl_->move_to_offset(data, file.size);
-  if (data.offset > kFileBytesMax || data.length > kFileBytesMax - data.offset) {
-    co_return fail(Code::kFileTooBig, "write", ino);
-  }
-  if (kill_privileges) {
-    auto dropped = co_await drop_capability(impl_->store, file);
-    COFS_CO_TRY(dropped);
-  }
+  auto admitted = co_await impl_->admit_write(file, data, kill_privileges);
+  COFS_CO_TRY(admitted);
+  if (data.length == 0) co_return Result<>();
   const PrivilegeKill kill(file, kill_privileges);
   auto written = co_await impl_->write_locked(file, data);
   COFS_CO_TRY(written);

@@ -71,6 +71,14 @@ void Files::Impl::trim_reservation(Inode& inode) {
   if (held > wanted) inode.data.reservation.release(held - wanted);
 }
 
+void Files::Impl::replace_blocks(Inode& inode, BlockRange blocks, uint64_t end) {
+  DataChange change(*this, inode);
+  inode.data.drop(blocks.start, blocks.count);
+  inode.size = std::max(inode.size, end);
+  trim_reservation(inode);
+  mark_data_changed(inode);
+}
+
 void Files::Impl::make_blocks(Inode& inode, Reservation space) {
   COFS_ASSERT(is_inline(inode));
   std::vector<EdgeBlock> edges(1);

@@ -35,6 +35,7 @@ class Files {
   // The public operations, as in FileSystem; they take the inode's lock themselves.
   Task<Result<ReadData>> read(uint64_t ino, uint64_t offset, uint32_t length);
   Task<Result<>> write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges);
+  Task<Result<>> write_direct(uint64_t ino, WriteData data, Unprivileged kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
                           Unprivileged kill_privileges);
   Task<Result<uint64_t>> seek(uint64_t ino, uint64_t offset, bool for_data);

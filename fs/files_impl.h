@@ -129,6 +129,8 @@ struct Files::Impl {
   uint64_t dirty_blocks_max() const;
   uint64_t dirty_fragments_max() const;
   uint64_t step_extents() const;  // so many extents are replaced or unmapped in one transaction
+  // Applying, after the mapping of these blocks changed: the rest of the change. `end`: where the new bytes end.
+  void replace_blocks(Inode& inode, BlockRange blocks, uint64_t end);
   bool past_half() const;
   bool over_limit() const;
   // Waits, without locks, until there is room in memory for more dirty data.
@@ -169,6 +171,8 @@ struct Files::Impl {
   void note_access(Inode& inode);
 
   // --- file_write.cc (exclusive lock) ---
+  // Before a write changes anything: whether it may. Drops security.capability for the unprivileged.
+  Task<Result<>> admit_write(Inode& inode, const WriteData& data, Unprivileged kill_privileges);
   Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
   // A block that was written in part a moment ago, without reading it. False: it is to be read.
@@ -179,6 +183,12 @@ struct Files::Impl {
   void note_edges(const Inode& inode, const WriteData& data);
   void insert(Inode& inode, WriteData& data, Reservation space);
   Task<> move_to_offset(WriteData& data, uint64_t offset);
+
+  // --- file_write_direct.cc ---
+  struct StagedWrite;
+  class DirectWrite;
+  Task<Result<>> stage_write(const WriteData& data, StagedWrite* staged);
+  Task<Result<bool>> map_staged(Inode& inode, const WriteData& data, StagedWrite* staged);
 
   // --- file_size.cc (exclusive lock) ---
   Task<Result<>> grow(Inode& inode, uint64_t size);

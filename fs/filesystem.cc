@@ -224,6 +224,9 @@ Task<Result<ReadData>> FileSystem::read(uint64_t ino, uint64_t offset, uint32_t 
 Task<Result<>> FileSystem::write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges) {
   return files_->write(ino, std::move(data), append, kill_privileges);
 }
+Task<Result<>> FileSystem::write_direct(uint64_t ino, WriteData data, Unprivileged kill_privileges) {
+  return files_->write_direct(ino, std::move(data), kill_privileges);
+}
 
 Task<Result<>> FileSystem::allocate(uint64_t ino, AllocateMode mode, uint64_t offset,
                                     uint64_t length, Unprivileged kill_privileges) {

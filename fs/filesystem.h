@@ -28,6 +28,7 @@ struct FsOptions {
   uint64_t dirty_bytes_max = 64ULL << 20;   // of file data in memory before writers wait
   uint64_t inodes_cached_max = 32'768;      // unused ones; a commit is due when half as many have changed
   uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond
+  uint32_t direct_bytes_min = 512U << 10;   // direct writes from this length on wait for the device
   bool read_only = false;
   CloneMode clone_mode = CloneMode::kDevice;  // where no attribute says otherwise
   FsOptions() = default;
@@ -101,6 +102,9 @@ class FileSystem final : public CommitClient, public DataSink {
   // moved if it must be). kill_privileges, here and below: in the same step that changes the data, clear
   // setuid and setgid (fs/inode.h) and drop security.capability, as a change by an unprivileged process does.
   Task<Result<>> write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges);
+  // For who writes past the cache: kIo while the device refuses writes. From options.direct_bytes_min on the data is
+  // on the device when it returns (durable after a sync), or else the file is as it was.
+  Task<Result<>> write_direct(uint64_t ino, WriteData data, Unprivileged kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
                           Unprivileged kill_privileges = false);
   Task<Result<uint64_t>> seek_data(uint64_t ino, uint64_t offset);  // kNoSuchOffset past the end

@@ -146,9 +146,12 @@ Task<void> write(FuseServer& server, fuse_req_t request, uint64_t ino, WriteData
   // The kernel follows up with an FSYNC for cached writes, but not for asynchronous direct ones.
   const bool direct = past_cache || (flags & O_DIRECT) != 0;
   const bool synchronous = direct && (flags & O_DSYNC) != 0;
-  // Who writes past the cache asks the device, and is to hear when it refuses.
-  Result<> result = direct ? server.fs().store().check_stall() : Result<>();
-  if (result) result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
+  Result<> result;
+  if (direct) {
+    result = co_await server.fs().write_direct(ino, std::move(data), kill_privileges);
+  } else {
+    result = co_await server.fs().write(ino, std::move(data), false, kill_privileges);
+  }
   tell_of_lost_privileges(server, ino, kill_privileges);
   if (result && synchronous) result = co_await server.fs().sync();
   if (!result) {

@@ -300,6 +300,15 @@ def test_large(guard, per_write):
     guard.case("write of 1 MiB, sequential", count, remove, write_all,
                expect({"write": 1, "create": once, "fsync": once, "release": once, **added, **per_write},
                       flushes=(once, once), bytes_per_byte=(BIG_BYTES, 1.02)))
+    memory = mmap.mmap(-1, MIB)
+    memory[:] = piece
+    with opened(guard.volume.path("direct"), os.O_CREAT | os.O_WRONLY | os.O_DIRECT) as fd:
+        def write_direct(_):
+            for i in range(count):
+                os.pwrite(fd, memory, i * MIB)
+        # Each is one write to the device; in segments of 2 MiB half of them end one: that is another, and its footer's.
+        guard.case("write of 1 MiB, O_DIRECT", count, write_direct, write_direct,
+                   expect({"write": 1, **per_write}, writes=(1, 2.1), flushes=(0, 0), bytes_per_byte=(BIG_BYTES, 1.01)))
 
 
 def test_cold_read(guard):

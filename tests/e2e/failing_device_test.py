@@ -50,6 +50,20 @@ def write_directly(path, content):
         os.close(fd)
 
 
+def write_large_directly(path, content, skip=0):
+    """One write(2) past the cache, from so many bytes behind a page's start; its errno, or 0.
+
+    Where that is not 0 the kernel makes requests of it that do not end with a block, and a small one at the end.
+    """
+    memory = mmap.mmap(-1, len(content) + BLOCK)
+    memory[skip:skip + len(content)] = content
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    try:
+        return error_of(lambda: os.pwrite(fd, memoryview(memory)[skip:skip + len(content)], 0))
+    finally:
+        os.close(fd)
+
+
 def check_no_wrong_block(path, old, new):
     """Reads past the kernel's cache: each block is the old one or the new one, or an error."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -133,6 +147,31 @@ def ends(space, volume, device, how):
     volume.mount()
     h.check(path.read_bytes() == old, "what was synced is not there after the failure")
     h.check(not volume.path("later").exists(), "a directory came back that was refused")
+    volume.umount()
+    volume.fsck()
+
+
+def large_direct_write(space, volume, device, preallocated, skip):
+    """The first write that the device refuses is a large direct one: it says so, and changes nothing."""
+    old = bytes(SIZE) if preallocated else space.random.randbytes(SIZE)
+    path, new = begin(space, volume, b"" if preallocated else old)
+    if preallocated:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, SIZE)
+            os.fsync(file.fileno())
+    resize(device, LEFT_BYTES)
+    h.check(write_large_directly(path, new, skip) == errno.EIO, "a large direct write said nothing")
+    resize(device, 0)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        h.check(file.read() == old, "a direct write that failed has changed the file")
+    h.check(write_large_directly(path, new, skip) == 0, "a direct write failed when the device was back")
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    volume.kill()
+    volume.clear_dead_mount()
+    volume.mount()
+    h.check(path.read_bytes() == new, "what a direct write wrote is not there")
     volume.umount()
     volume.fsck()
 
@@ -243,6 +282,8 @@ def test(space):
             heals(space, volume, device, by_fsync=False)
             ends(space, volume, device, "umount")
             ends(space, volume, device, "SIGTERM")
+            large_direct_write(space, volume, device, preallocated=False, skip=0)
+            large_direct_write(space, volume, device, preallocated=True, skip=512)
             full_memory(space, volume, device)
             write_protected(volume, device)
             write_protected_after_a_crash(volume, device)

@@ -28,6 +28,7 @@ VolumeOptions stall_options() {
   options.format.node_bytes = 4096;
   options.store.background = false;
   options.fs.dirty_bytes_max = 64 * kBlockBytes;
+  options.fs.direct_bytes_min = 4 * kBlockBytes;
   return options;
 }
 
@@ -56,6 +57,13 @@ class Stall : public testing::Test {
         ino, WriteData::fill(volume->world.buffers, block * kBlockBytes, bytes.data(),
                              static_cast<uint32_t>(bytes.size())),
         false, false));
+  }
+  Result<> write_direct(uint64_t block, uint64_t blocks, uint64_t seed = 9) {
+    const std::string bytes = pattern_bytes(seed, block * kBlockBytes, blocks * kBlockBytes);
+    return volume->run(fs().write_direct(
+        ino, WriteData::fill(volume->world.buffers, block * kBlockBytes, bytes.data(),
+                             static_cast<uint32_t>(bytes.size())),
+        false));
   }
   // Each answer comes at once, also an error.
   Code sync() {
@@ -116,6 +124,83 @@ TEST_F(Stall, FsyncFailsAsLongAsTheDeviceDoes) {
   check_durable(4);
   EXPECT_EQ(lines_with("the device refuses writes"), 1U);
   EXPECT_EQ(lines_with("takes writes again"), 1U);
+  EXPECT_TRUE(volume->close());
+}
+
+// The first one that the device refuses hears of it, and has changed nothing: not what was dirty, either.
+TEST_F(Stall, ALargeDirectWriteIsAllThereOrNotAtAll) {
+  mount(stall_options());
+  ASSERT_TRUE(write(0, 8));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  ASSERT_TRUE(write(8, 2));
+  break_device();
+  constexpr uint64_t kOther = 10;
+  for (const uint64_t block : {0, 4, 8, 10, 40}) {
+    const auto written = write_direct(block, 40, kOther);  // more than a segment
+    ASSERT_FALSE(written) << block;
+    EXPECT_EQ(written.error().code, Code::kIo);
+    check_blocks(*volume, ino, 10);
+    const auto attributes = volume->run(fs().get_attributes(ino));
+    ASSERT_TRUE(attributes);
+    EXPECT_EQ(attributes->size, 10 * kBlockBytes);
+  }
+  EXPECT_EQ(sync(), Code::kIo);
+  heal_device();
+  EXPECT_EQ(sync(), Code::kInvalid);
+  check_durable(10);
+  EXPECT_EQ(lines_with("the device refuses writes"), 1U);
+  ASSERT_TRUE(write_direct(4, 40));
+  check_blocks(*volume, ino, 44);
+  EXPECT_EQ(sync(), Code::kInvalid);
+  check_durable(44);
+  EXPECT_TRUE(volume->close());
+}
+
+// The blocks at its ends are completed from the file, without being changed if it fails.
+TEST_F(Stall, SoIsOneThatCoversBlocksInPart) {
+  mount(stall_options());
+  ASSERT_TRUE(write(0, 8));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  const std::string bytes = pattern_bytes(10, 0, 5 * kBlockBytes);
+  std::string expected = pattern_bytes(9, 0, 8 * kBlockBytes);
+  for (const bool grows : {false, true}) {
+    const uint64_t offset = (grows ? 6 : 1) * kBlockBytes + 512;
+    const auto write_part = [&] {
+      return volume->run(fs().write_direct(
+          ino, WriteData::fill(volume->world.buffers, offset, bytes.data(), static_cast<uint32_t>(bytes.size())), false));
+    };
+    const auto read_all = [&] {
+      const auto data = volume->run(fs().read(ino, 0, 64 * kBlockBytes));
+      return data ? std::string(reinterpret_cast<const char*>(data->data()), data->length) : describe(data.error());
+    };
+    break_device();
+    const auto refused = write_part();
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Code::kIo);
+    EXPECT_EQ(read_all(), expected);
+    heal_device();
+    EXPECT_EQ(sync(), Code::kInvalid);
+    EXPECT_EQ(read_all(), expected);
+    ASSERT_TRUE(write_part());
+    expected.resize(std::max<size_t>(expected.size(), offset + bytes.size()));
+    expected.replace(offset, bytes.size(), bytes);
+    EXPECT_EQ(read_all(), expected);
+    EXPECT_EQ(fs().store().space().promised_blocks, 0U);
+  }
+  EXPECT_TRUE(volume->close());
+}
+
+// A single failure is nobody's business.
+TEST_F(Stall, ADirectWriteIsTriedTwice) {
+  VolumeOptions once = stall_options();
+  once.device.counted = kCountWrites;
+  mount(once);
+  volume->device.refuse_writes_at(volume->device.operation_count() + 1, 1);
+  ASSERT_TRUE(write_direct(0, 4));
+  EXPECT_EQ(volume->device.counters().writes_refused, 1U);
+  EXPECT_EQ(lines_with("succeeded when tried again"), 1U);
+  EXPECT_EQ(sync(), Code::kInvalid);
+  check_durable(4);
   EXPECT_TRUE(volume->close());
 }
 
@@ -335,6 +420,7 @@ TEST_F(Stall, EachWriteFailsForAWhile) {
     for (int round = 0; round < 12; round++) {
       const uint64_t count = round % 3 == 0 ? 40 : 1;  // a segment and more, with its footer
       if (write(blocks, count)) blocks += count;
+      if (round % 3 == 1 && write_direct(blocks, 9)) blocks += 9;
       const auto done = round % 4 == 3 ? volume->run(fs().store().checkpoint())
                                        : volume->run(fs().sync_file(ino));
       if (done) {

@@ -147,7 +147,9 @@ Task<Result<>> do_write(FileSystem& fs, const OpenFiles& files, const Operation&
   const std::string bytes = pattern_bytes(op.seed, offset, op.length);
   WriteData data = WriteData::fill(fs.environment().buffers, offset, bytes.data(),
                                    static_cast<uint32_t>(op.length));
-  auto written = co_await fs.write(*ino, std::move(data), append, (op.flags & 1) != 0);
+  const bool kill_privileges = (op.flags & 1) != 0;
+  if ((op.flags & 2) != 0) co_return co_await fs.write_direct(*ino, std::move(data), kill_privileges);
+  auto written = co_await fs.write(*ino, std::move(data), append, kill_privileges);
   co_return written;
 }
 

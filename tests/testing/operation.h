@@ -29,7 +29,7 @@ enum class OperationKind : uint8_t {
   kRename,           // path → path2, flags
   kOpen,             // path; slot is filled; flags 1: truncate
   kClose,            // slot
-  kWrite,            // file, offset, length, seed; flags 1: kill privileges
+  kWrite,            // file, offset, length, seed; flags 1: kill privileges, 2: direct
   kAppend,           // file, length, seed
   kTruncate,         // file, offset = size
   kAllocate,         // file, offset, length; flags = AllocateMode

@@ -56,6 +56,7 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
   options.store.background = false;
   options.store.discard = random.below(4) != 0;
   options.fs.dirty_bytes_max = kBlockBytes * random.between(16, 512);
+  options.fs.direct_bytes_min = 1;
   options.fs.inodes_cached_max = random.between(1, 64);
   options.device.seed = random.next();
   if (random.below(2) == 0) {

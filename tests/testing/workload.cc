@@ -274,6 +274,12 @@ Operation WorkloadGenerator::change_data(Kind kind, const ModelState& state) {
   op.seed = random_.below(12) == 0 ? 0 : random_.next() | 1;
   if (kind == Kind::kWrite) {
     op.flags = random_.below(8) == 0 ? 1 : 0;
+    if (op.seed >> 61 == 1) {
+      op.flags |= 2;
+      const bool is_whole = (op.seed >> 60 & 1) == 0;
+      if (is_whole) op.offset = op.offset / kBlockBytes * kBlockBytes;
+      if (is_whole) op.length = blocks_of_bytes(op.length) * kBlockBytes;
+    }
   } else if (kind == Kind::kAppend) {
     op.offset = 0;
   } else if (kind == Kind::kTruncate) {
