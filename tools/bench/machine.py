@@ -66,6 +66,14 @@ def make_durable(path):
     command("sync", "-f", path)
 
 
+def available_bytes():
+    """Of memory, without taking it from anybody."""
+    for line in pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo: no MemAvailable")
+
+
 class WarmMemory:
     """Keeps this machine's free memory in pieces that a hypervisor does not take back.
 

@@ -185,14 +185,15 @@ class Ntfs3g(Peer):
 class PassthroughHp(Peer):
     """libfuse's example: all data goes through it to a directory of the kernel's ext4 on the same device.
 
-    It keeps a descriptor open for each inode that the kernel knows.
+    It keeps a descriptor open for each inode that the kernel knows. By io_uring it has the library's own queues, not ours.
     """
 
     program = "passthrough_hp"
     makes_format = False
 
-    def __init__(self, name):
+    def __init__(self, name, words=()):
         super().__init__(name)
+        self.options = [argument for word in words for argument in ("-o", word)]
         self.source = None
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         try:
@@ -219,7 +220,7 @@ class PassthroughHp(Peer):
         command("mount", "-o", "nodiscard", device, self.source)
 
     def server_command(self):
-        return [self.program, "--foreground", "--nopassthrough", self.source, self.mount_point]
+        return [self.program, "--foreground", "--nopassthrough", *self.options, self.source, self.mount_point]
 
     def make_durable(self):
         super().make_durable()
@@ -266,18 +267,19 @@ class KernelPeer(Peer):
         return 0.0
 
 
-KINDS = {"fuse2fs": Fuse2fs, "ntfs-3g": Ntfs3g, "passthrough_hp": PassthroughHp,
-         "ext4": KernelPeer, "xfs": KernelPeer, "btrfs": KernelPeer}
+KINDS = {"fuse2fs": Fuse2fs, "ntfs-3g": Ntfs3g, "ext4": KernelPeer, "xfs": KernelPeer, "btrfs": KernelPeer}
 
 
 def peer_of(word, cofs_program):
-    """`cofs` or `nothing`, with :OPTION+OPTION or without, or one of KINDS; None if it is neither."""
+    """`cofs`, `nothing` or `passthrough_hp`, with :OPTION+OPTION or without, or one of KINDS; None if it is neither."""
     kind, _, options = word.partition(":")
     words = [o for o in options.split("+") if o]
     if kind == "cofs":
         return Cofs(word, cofs_program, words)
     if kind == "nothing":
         return Nothing(word, pathlib.Path(cofs_program).with_name("memory_server"), words)
+    if kind == "passthrough_hp":
+        return PassthroughHp(word, words)
     return KINDS[kind](kind) if kind in KINDS and not options else None
 
 

@@ -63,6 +63,11 @@ class Results:
         bound = {(): "nothing", ("io_uring",): "nothing:io_uring"}.get(tuple(options))
         return bound if bound in self.peers else None
 
+    def same_transport(self, name, other):
+        """The column of this peer that gets its requests by the way that `name` does, where there is one."""
+        by_ring = f"{other}:io_uring"
+        return by_ring if "io_uring" in options_of(name) and by_ring in self.peers else other
+
     def ratio(self, row, name, other, best=False):
         """How many times better `name` is than `other`; below 1 it is worse. None: not both were measured.
 
@@ -83,7 +88,8 @@ class Results:
             if value is None:
                 return None
             return figure(value), value <= target.bound if row.lower_is_better else value >= target.bound
-        ratios = [r for r in (self.ratio(row, name, other, best) for other in target.peers) if r is not None]
+        others = [self.same_transport(name, other) for other in target.peers]
+        ratios = [r for r in (self.ratio(row, name, other, best) for other in others) if r is not None]
         return (f"{min(ratios):.2f} ×", min(ratios) >= target.factor) if ratios else None
 
 
@@ -170,14 +176,21 @@ def machine_text(settings):
             f"{settings['version']}.")
 
 
+def peers_of_targets(results):
+    return {peer for row in results.rows for target in row.targets for peer in target.peers}
+
+
 def document(results):
+    twice = [name for name in results.peers if name.endswith(":io_uring") and name.split(":")[0] in peers_of_targets(results)]
     parts = [machine_text(results.settings), figures_table(results),
              "Median over the rounds (least–most). –: this filesystem has no such thing."]
     if len(results.own_columns()) > 0 and targets_table(results):
         parts += ["What is to be reached; a ratio above 1 is in favour of cofs, whatever the unit." + (
             " The columns `nothing`: the same of a server that does nothing, which has its requests by the same way; then, what "
             "cofs has of what that server reaches. What neither reaches in its best round cannot be reached by that way."
-            if any(results.bound_of(name) for name in results.own_columns()) else ""), targets_table(results)]
+            if any(results.bound_of(name) for name in results.own_columns()) else "") + "".join(
+            f" Columns with io_uring are compared with `{name}`, the others with `{name.split(':')[0]}`." for name in twice),
+            targets_table(results)]
     if server_table(results):
         parts += ["Processor time of the server (median; per GiB where the row moves data) and the most memory that it had "
                   "resident in any round:", server_table(results)]
