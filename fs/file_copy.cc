@@ -240,7 +240,18 @@ Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t c
     under_way.pop_front();
     co_await batch->done.wait();
     if (result) result = co_await publish_batch(job, *batch);
+    if (!result && batch->refused) result = co_await copy_into_preallocated(job, *batch, result);
   }
+}
+
+// A batch that there was no space for: what was preallocated for its target is kept for its target, and given up by
+// writing there. Returns `refusal` where that does not help.
+Task<Result<>> Files::Impl::copy_into_preallocated(CopyJob& job, CopyBatch& batch, Result<> refusal) {
+  if (job.strict() || batch.data_blocks != batch.count) co_return refusal;
+  auto kept = co_await find_preallocated(*job.target, batch.target_block, batch.count);
+  COFS_CO_TRY(kept);
+  if (kept->empty()) co_return refusal;
+  co_return co_await copy_by_host(job, std::min(bytes_of_blocks(batch.count), job.left()));
 }
 
 // Source blocks [first, end) to the target, as the job's policy says.

@@ -257,6 +257,7 @@ struct Files::Impl {
   Task<Result<>> plan_batch(CopyJob& job, uint64_t first, uint64_t count, CopyBatch* batch);
   Task<> copy_batch(CopyBatch* batch);
   Task<Result<>> publish_batch(CopyJob& job, CopyBatch& batch);
+  Task<Result<>> copy_into_preallocated(CopyJob& job, CopyBatch& batch, Result<> refusal);
   void publish_copy(CopyJob& job, uint64_t blocks);
   Task<Result<>> run_copy(CopyJob& job);
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -245,6 +246,42 @@ TEST_F(Space, WhatIsPreallocatedCanBeWritten) {
     ASSERT_TRUE(remove("kept"));
     ASSERT_TRUE(volume->run(volume->fs().store().checkpoint()));
     EXPECT_TRUE(create("again", 200)) << "what it took is free again";
+  }
+}
+
+// By a copy, too, which needs space for what it copies before it may give up what it replaces.
+TEST_F(Space, WhatIsPreallocatedCanBeCopiedInto) {
+  for (uint64_t seed = 0; seed < 6; seed++) {
+    SCOPED_TRACE(seed);
+    VolumeOptions options = small_options(seed);
+    options.device_blocks = 64 * 400 + 40;
+    mount(seed, options);
+    const uint64_t blocks = 2000;
+    ASSERT_TRUE(create("source", 200));
+    for (uint64_t at = 200; at < blocks; at += 200) {
+      ASSERT_TRUE(write("source", at, 200));
+    }
+    ASSERT_TRUE(create("kept", 1));
+    ASSERT_TRUE(volume->run(allocate("kept", AllocateMode::kAllocate, 0, blocks * kBlock)));
+    fill(24);
+    ASSERT_TRUE(volume->run(volume->fs().sync()));
+    for (uint64_t done = 0; done < blocks * kBlock;) {
+      const auto copied = volume->run(volume->fs().copy_range(files.at("source"), done, files.at("kept"), done,
+                                                              blocks * kBlock - done));
+      ASSERT_TRUE(copied) << done / kBlock << " blocks copied: " << describe(copied.error());
+      done += copied->bytes;
+    }
+    expect_sums();
+    ASSERT_TRUE(volume->run(volume->fs().sync()));
+    EXPECT_EQ(report().preallocated_blocks, 0U);
+    for (uint64_t block = 0; block < blocks; block += 100) {
+      const auto source = volume->run(volume->fs().read(files.at("source"), block * kBlock, 100 * kBlock));
+      const auto target = volume->run(volume->fs().read(files.at("kept"), block * kBlock, 100 * kBlock));
+      ASSERT_TRUE(source && target);
+      EXPECT_EQ(std::memcmp(source->data(), target->data(), 100 * kBlock), 0) << block;
+    }
+    EXPECT_EQ(create("other", 100).error().code, Code::kNoSpace);
+    EXPECT_EQ(volume->verify(false), "");
   }
 }
 
