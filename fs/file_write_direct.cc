@@ -8,6 +8,7 @@
 // Small writes, and those that find no room of their own, are taken into memory like all others; but not a small one that
 // comes beside large ones: it may be the end of what was one write(2) (the kernel cuts it where a request is full).
 
+#include <span>
 #include <utility>
 
 #include "fs/files_impl.h"
@@ -48,7 +49,7 @@ Task<Result<>> Files::Impl::stage_write(const WriteData& data, StagedWrite* stag
   staged->space = std::move(*space);
   StagedData source;
   source.buffer = data.buffer;
-  source.hashes = data.hashes;
+  source.hashes = std::span(data.hashes).first(count);
   auto runs = co_await store.stage_data(&source, &staged->space);
   COFS_CO_TRY(runs);
   staged->runs = std::move(*runs);
