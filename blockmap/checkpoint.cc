@@ -40,7 +40,7 @@ VolumeState Store::Impl::current_state() const {
   state.log.next_generation = log_next.generation;
   state.log.after_segment = log_after.segment;
   state.log.after_generation = log_after.generation;
-  state.free_segments = segments.free_count();
+  state.free_segments = segments.durable_free_count();
   state.node_segments = segments.node_segments();
   state.live_data_blocks = live_data_blocks;
   state.live_node_blocks = live_node_blocks;

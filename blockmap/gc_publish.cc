@@ -94,6 +94,10 @@ Task<Result<uint64_t>> Store::Impl::apply_move_vmap(VmapMove move) {
           encode_vmap(piece.record.part(0, piece.start - piece.record_start)));
       COFS_CO_TRY(head);
     }
+    if (replaying) {
+      auto revived = co_await segments.revive(geometry.segment_of_block(moved.physical_block), moved.generation);
+      COFS_CO_TRY(revived);
+    }
     auto counted = co_await segments.add_live(geometry.segment_of_block(moved.physical_block),
                                               static_cast<int64_t>(count), current_hold());
     COFS_CO_TRY(counted);

@@ -152,6 +152,10 @@ Task<Result<>> Store::Impl::apply_insert_vmap(uint64_t virtual_block, uint64_t p
   value.checksums = *checksums;
   auto put = co_await tree.put(Key::vmap(virtual_block), encode_vmap(value));
   COFS_CO_TRY(put);
+  if (replaying) {
+    auto revived = co_await segments.revive(geometry.segment_of_block(physical_block), generation);
+    COFS_CO_TRY(revived);
+  }
   const auto blocks = static_cast<int64_t>(checksums->size());
   auto counted =
       co_await segments.add_live(geometry.segment_of_block(physical_block), blocks, current_hold());

@@ -14,8 +14,7 @@ bool is_node_stream(ondisk::Stream stream) {
   return stream == ondisk::Stream::kMeta || stream == ondisk::Stream::kMetaMirror;
 }
 
-std::vector<std::byte> encode_group(
-    const std::array<SegmentState, ondisk::kSegmentGroup>& segments) {
+std::vector<std::byte> encode_group(const std::array<SegmentState, ondisk::kSegmentGroup>& segments) {
   std::array<ondisk::SegmentInfo, ondisk::kSegmentGroup> out{};
   for (size_t i = 0; i < segments.size(); i++) {
     out[i].generation = segments[i].generation;
@@ -276,6 +275,35 @@ Task<Result<>> SegmentTable::unpin(uint64_t segment, Hold hold) {
   co_return Result<>();
 }
 
+bool SegmentTable::is_unmapped(uint64_t segment, const SegmentState& state) const {
+  return state.state == ondisk::SegmentState::kSealed && state.live_blocks == 0 && !is_node_stream(state.stream) &&
+         state.stream != ondisk::Stream::kLog && pins_.contains(segment);
+}
+
+uint64_t SegmentTable::durable_free_count() const {
+  uint64_t count = free_count_;
+  for (const auto& [segment, pins] : pins_) {
+    const auto group = groups_.find(segment / ondisk::kSegmentGroup);  // of a sealed one it is there
+    if (group != groups_.end() && is_unmapped(segment, group->second.segments[segment % ondisk::kSegmentGroup])) count++;
+  }
+  return count;
+}
+
+Task<Result<>> SegmentTable::revive(uint64_t segment, uint32_t generation) {
+  auto loaded = co_await load(segment);
+  COFS_CO_TRY(loaded);
+  SegmentState& state = **loaded;
+  if (state.state != ondisk::SegmentState::kFree || state.generation != generation || generation == 0) {
+    co_return Result<>();
+  }
+  free_count_--;
+  held_.erase(segment);
+  usable_.erase(segment);
+  state.state = ondisk::SegmentState::kSealed;
+  groups_.at(segment / ondisk::kSegmentGroup).dirty = true;
+  co_return Result<>();
+}
+
 std::vector<uint64_t> SegmentTable::release_held(const HoldProgress& progress) {
   std::vector<uint64_t> released;
   waits_for_readers_ = false;
@@ -315,7 +343,11 @@ Task<Result<bool>> SegmentTable::flush_groups() {
   std::sort(changed.begin(), changed.end());
   for (uint64_t number : changed) {
     Group& group = groups_.at(number);
-    const std::vector<std::byte> value = encode_group(group.segments);
+    auto segments = group.segments;
+    for (uint32_t i = 0; i < ondisk::kSegmentGroup; i++) {
+      if (is_unmapped(number * ondisk::kSegmentGroup + i, segments[i])) segments[i].state = ondisk::SegmentState::kFree;
+    }
+    const std::vector<std::byte> value = encode_group(segments);
     auto put = co_await tree_.put(Key::segment_group(number), value);
     COFS_CO_TRY(put);
     group.dirty = false;  // not before: a clean group may be forgotten, and read again as the tree has it
@@ -346,8 +378,10 @@ Task<Result<>> SegmentTable::visit_some(
 
 void SegmentTable::trim() {
   if (groups_.size() <= kResidentGroupsMax) return;
+  std::unordered_set<uint64_t> pinned;
+  for (const auto& [segment, pins] : pins_) pinned.insert(segment / ondisk::kSegmentGroup);
   for (auto it = groups_.begin(); it != groups_.end() && groups_.size() > kResidentGroupsMax;) {
-    it = it->second.dirty ? std::next(it) : groups_.erase(it);
+    it = it->second.dirty || pinned.contains(it->first) ? std::next(it) : groups_.erase(it);
   }
 }
 

@@ -89,21 +89,27 @@ class SegmentTable {
   void pin(uint64_t segment) { pins_[segment]++; }
   Task<Result<>> unpin(uint64_t segment, Hold hold);
 
+  // For replay, before blocks are added that were mapped with this generation: a segment that is free, of that
+  // generation, is sealed again. It was pinned when a checkpoint saw it, or when what it had held before went.
+  Task<Result<>> revive(uint64_t segment, uint32_t generation);
+
   // Makes held segments usable whose conditions are met; returns them (to be discarded first, if
   // discards are wanted, then passed to add_usable).
   std::vector<uint64_t> release_held(const HoldProgress& progress);
   void add_usable(uint64_t segment);
 
-  // Puts all changed groups into the tree. True if any was changed.
+  // Puts all changed groups into the tree. True if any was changed. Of a sealed segment where nothing is mapped yet,
+  // and which is pinned for that, it says free: so it is, unless the log maps something there (revive).
   Task<Result<bool>> flush_groups();
 
   // Visits up to `groups` groups after the cursor; what has to be read for that is not kept in memory.
   Task<Result<>> visit_some(uint64_t& cursor_group, uint64_t groups,
                             const std::function<void(uint64_t, const SegmentState&)>& visit);
-  // Forgets unchanged groups beyond a bound.
+  // Forgets unchanged groups beyond a bound; none with a pinned segment.
   void trim();
 
   uint64_t free_count() const { return free_count_; }
+  uint64_t durable_free_count() const;  // as flush_groups() tells it to the tree
   uint64_t held_count() const { return held_.size(); }
   // Whether the last release_held() left segments that only wait for readers.
   bool waits_for_readers() const { return waits_for_readers_; }
@@ -128,6 +134,7 @@ class SegmentTable {
   uint64_t group_count() const;
   void mark_free(uint64_t segment, SegmentState& state, Hold hold);
   bool may_use(uint64_t segment) const;
+  bool is_unmapped(uint64_t segment, const SegmentState& state) const;  // sealed, and pinned before anything is mapped
   Task<Result<bool>> is_usable(uint64_t segment);
 
   const Geometry& geometry_;
