@@ -260,6 +260,18 @@ Task<Result<Transaction>> Store::begin(Cost cost, SpaceClass space_class) {
   }
 }
 
+Task<Result<Transaction>> Store::begin_within_bounds(Reservation reservation) {
+  while (true) {
+    auto bounded = co_await impl_->keep_bounds();
+    COFS_CO_TRY(bounded);
+    auto guard = co_await impl_->apply_lock.lock();
+    auto writable = impl_->check_writable();
+    COFS_CO_TRY(writable);
+    if (impl_->tree.dirty_nodes() >= impl_->dirty_nodes_limit()) continue;  // others came first
+    co_return Transaction(this, std::move(guard), std::move(reservation));
+  }
+}
+
 Task<Result<Transaction>> Store::begin(Reservation reservation) {
   auto guard = co_await impl_->apply_lock.lock();
   auto writable = impl_->check_writable();

@@ -1,7 +1,7 @@
 // Staging: data to new space, before it is part of any file, so that whoever wrote it learns whether the device took it.
 //
 // Each chunk is one write, and pending like any other if the device refuses it (stall.cc), since those behind it in the
-// segment are found by its header; only that who waits for it does not wait for that, and nobody maps it.
+// segment are found by its header. Who waits for it does not wait for that, and does not map it.
 
 #include <algorithm>
 #include <string>
@@ -33,9 +33,13 @@ Task<Result<std::vector<StagedRun>>> Store::Impl::place_staged(const StagedData*
   const auto count = static_cast<uint32_t>(data->hashes.size());
   std::vector<StagedRun> runs;
   std::vector<std::unique_ptr<ChunkWrite>> chunks;
+  Result<> result;
   for (uint32_t done = 0; done < count;) {
     auto placed = co_await place_chunk(count - done);
-    COFS_CO_TRY(placed);
+    if (!placed) {
+      result = fail(placed.error());
+      break;
+    }
     ChunkWrite& chunk = **placed;
     chunk.with_payload = true;
     chunk.pieces.push_back(MemoryPiece{data->buffer->block(done), chunk.payload_blocks});
@@ -49,13 +53,14 @@ Task<Result<std::vector<StagedRun>>> Store::Impl::place_staged(const StagedData*
     for (uint32_t i = 0; i < run.count; i++) {
       run.checksums[i] = key_block_checksum(data->hashes[done + i], run.virtual_block + i, geometry.volume_key);
     }
+    counters.data_bytes += bytes_of_blocks(run.count);
     run.pin = std::make_shared<SegmentPin>(this, chunk.segment);
     done += run.count;
     while (run.count > ondisk::kVmapBlocksMax) runs.push_back(run.split_front(ondisk::kVmapBlocksMax));
     runs.push_back(std::move(run));
     chunks.push_back(std::move(*placed));
   }
-  counters.data_bytes += bytes_of_blocks(count);
+  // Those that have a place are written in any case.
   answers->resize(chunks.size());
   for (size_t i = 0; i < chunks.size(); i++) {
     WriteAnswer& answer = (*answers)[i];
@@ -64,6 +69,7 @@ Task<Result<std::vector<StagedRun>>> Store::Impl::place_staged(const StagedData*
     chunks[i]->answer = &answer;
     start_chunk(std::move(chunks[i]));
   }
+  COFS_CO_TRY(result);
   co_return runs;
 }
 
@@ -75,13 +81,13 @@ Task<Result<std::vector<StagedRun>>> Store::stage_data(const StagedData* data, R
   auto writable = store.check_writable();
   COFS_CO_TRY(writable);
   auto runs = co_await store.place_staged(data, &answers, &group);
-  if (!runs) {
+  if (!runs && runs.error().code == Code::kNoSpace) {
     store.fail_store(runs.error(), "no place for data that was promised one");
-    co_return fail(runs.error());
   }
-  reservation->release(data->hashes.size());
+  if (runs) reservation->release(data->hashes.size());
   guard.release();
   co_await group.wait();
+  COFS_CO_TRY(runs);
   for (const WriteAnswer& answer : answers) {
     if (answer.result) continue;
     const Error& error = answer.result.error();  // as check_stall(): a device that is full is no full volume

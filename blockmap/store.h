@@ -426,6 +426,8 @@ class Store {
   Task<Result<Transaction>> begin(Cost cost, SpaceClass space_class);
   // The same for callers that hold their reservation already.
   Task<Result<Transaction>> begin(Reservation reservation);
+  // And that got it some time ago, when there was room for more dirty nodes: waits until there is again.
+  Task<Result<Transaction>> begin_within_bounds(Reservation reservation);
   // Has the copy engine copy mapped blocks to new space. The sources must stay mapped meanwhile (inode
   // lock). On success the runs together hold all of the sources, in order; on an error a prefix, and
   // *error says why. `reservation` covers the target blocks. Without `may_use_host` the data does not go
@@ -434,8 +436,8 @@ class Store {
                                            Reservation* reservation, Result<>* error,
                                            bool may_use_host = true);
   // Writes data to new space and waits for the device, which need not have made it durable. `reservation` covers it
-  // and the headers of its chunks. Errors: kIo: the device refused some of it, and the store is stalled or about to
-  // be; kReadOnly, kShutdown.
+  // and the headers of its chunks; what the data takes is given back. Errors: kIo: the device refused some of it, and the
+  // store is stalled, unless it is being closed; those of reading metadata; kReadOnly, kShutdown.
   Task<Result<std::vector<StagedRun>>> stage_data(const StagedData* data, Reservation* reservation);
 
   // --- Durability ---

@@ -1,5 +1,5 @@
 // The inside of Store, shared by the files that implement it: transaction.cc (collecting and applying), prefetch.cc,
-// mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), log_writer.cc (the log
+// mapper.cc (extents, vmap), share.cc (references), data_writer.cc (placing data, chunks), stage_data.cc (data before it is mapped), log_writer.cc (the log
 // chain), stall.cc (writes that fail), commit.cc, checkpoint.cc, recovery.cc, discard.cc, space.cc, space_report.cc,
 // read.cc, copy.cc, verify.cc, scrub*.cc, store.cc, and garbage collection: gc_victims.cc (which segment), gc_summary.cc (what it holds),
 // gc_relocate.cc (moving it), gc_publish.cc (its new places), gc_pacing.cc (when), gc_request.cc (because somebody
@@ -54,7 +54,7 @@ struct RunTicket {
 };
 
 // For who waits for a write no longer than until the device has taken or refused it: what is refused stays pending
-// (stall.cc), and the store is stalled before the answer is given.
+// (stall.cc), and the store is stalled, or stops, before the answer is given.
 struct WriteAnswer {
   WaitGroup* group = nullptr;
   Result<> result;

@@ -189,8 +189,9 @@ Task<Result<>> Files::Impl::publish_batch(CopyJob& job, CopyBatch& batch) {
   if (staged.left() < batch.data_blocks && copied) {
     copied = fail(Code::kIo, "copy engine copied less than asked", job.target->ino);
   }
-  auto transaction = co_await store.begin(std::move(batch.space));
+  auto transaction = co_await store.begin_within_bounds(std::move(batch.space));
   COFS_CO_TRY(transaction);
+  COFS_ASSERT(job.target_at() == bytes_of_blocks(batch.target_block));
   uint64_t blocks = 0;
   for (const CopyBatch::Piece& piece : batch.pieces) {
     uint64_t left = piece.count;
@@ -217,12 +218,13 @@ Task<Result<>> Files::Impl::publish_batch(CopyJob& job, CopyBatch& batch) {
   co_return copied;
 }
 
-// Source blocks [first, +count) to the target, whose offset is congruent. While one batch is published the
+// Source blocks [first, +count) to the target, whose offset is congruent; or less, without an error, where space is short. While one batch is published the
 // next is being copied, so that the device does not wait.
 Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t count) {
   const uint64_t end = first + count;
   std::deque<std::unique_ptr<CopyBatch>> under_way;
   Result<> result;
+  bool is_short = false;
   while (true) {
     while (result && first < end && under_way.size() < kCopyBatchesUnderWay) {
       result = job.check_wanted();
@@ -239,19 +241,27 @@ Task<Result<>> Files::Impl::copy_blocks(CopyJob& job, uint64_t first, uint64_t c
     const std::unique_ptr<CopyBatch> batch = std::move(under_way.front());
     under_way.pop_front();
     co_await batch->done.wait();
-    if (result) result = co_await publish_batch(job, *batch);
-    if (!result && batch->refused) result = co_await copy_into_preallocated(job, *batch, result);
+    if (!result || is_short) continue;
+    result = co_await publish_batch(job, *batch);
+    if (!result && batch->refused && result.error().code == Code::kNoSpace) {
+      result = co_await copy_into_preallocated(job, *batch, result);
+      is_short = true;
+      first = end;
+    }
   }
 }
 
 // A batch that there was no space for: what was preallocated for its target is kept for its target, and given up by
-// writing there. Returns `refusal` where that does not help.
+// writing there. Copies as much as is taken into memory at once; the copy is short then. Returns `refusal` where nothing
+// was preallocated; and for a source with holes, which would become zeros.
 Task<Result<>> Files::Impl::copy_into_preallocated(CopyJob& job, CopyBatch& batch, Result<> refusal) {
+  COFS_ASSERT(job.target_at() == bytes_of_blocks(batch.target_block));
   if (job.strict() || batch.data_blocks != batch.count) co_return refusal;
   auto kept = co_await find_preallocated(*job.target, batch.target_block, batch.count);
   COFS_CO_TRY(kept);
   if (kept->empty()) co_return refusal;
-  co_return co_await copy_by_host(job, std::min(bytes_of_blocks(batch.count), job.left()));
+  const uint64_t bytes = std::min(bytes_of_blocks(batch.count), job.left());
+  co_return co_await copy_by_host(job, std::min(bytes, kHostCopyBytesMax));
 }
 
 // Source blocks [first, end) to the target, as the job's policy says.
@@ -311,6 +321,7 @@ Task<Result<>> Files::Impl::run_copy(CopyJob& job) {
   COFS_CO_TRY(head);
   auto middle = co_await move_blocks(job, first, end);
   COFS_CO_TRY(middle);
+  if (job.source_at() < bytes_of_blocks(end)) co_return Result<>();  // short, or all was copied
   co_return co_await copy_by_host(job, job.left());
 }
 

@@ -5,9 +5,11 @@
 //
 // The data of a large one goes to new space and is mapped as a copy's is: without the inode's lock until then, so that
 // many writes to one file can be under way, if it is whole blocks; others are completed from the file, under the lock.
-// Small writes, and those that find no room of their own, are taken into memory like all others; but not a small one that
-// comes beside large ones: it may be the end of what was one write(2) (the kernel cuts it where a request is full).
+// Small writes, and those that find no room of their own or replace too many extents at once, are taken into memory like
+// all others; but not a small one that comes beside large ones: it may be the end of what was one write(2) (the kernel
+// cuts it where a request is full). One that comes before them is not known for that, and is there if they fail.
 
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -45,6 +47,7 @@ Task<Result<>> Files::Impl::stage_write(const WriteData& data, StagedWrite* stag
   const Cost cost = data_cost(count + chunks, chunks + count / ondisk::kVmapBlocksMax);
   if (!store.has_room(cost, SpaceClass::kUser)) co_return Result<>();
   auto space = co_await store.reserve(cost, SpaceClass::kUser);
+  if (!space && space.error().code == Code::kNoSpace) co_return Result<>();  // others were faster
   COFS_CO_TRY(space);
   staged->space = std::move(*space);
   StagedData source;
@@ -62,12 +65,12 @@ Task<Result<bool>> Files::Impl::map_staged(Inode& inode, const WriteData& data, 
   BlockHold hold(inode);
   auto in_blocks = co_await to_block_form(inode);
   COFS_CO_TRY(in_blocks);
+  auto transaction = co_await store.begin_within_bounds(std::move(staged->space));
+  COFS_CO_TRY(transaction);
   const uint64_t extents_max = step_extents();
   auto replaced = co_await store.map_range(inode.ino, blocks.start, blocks.count, extents_max + 1);
   COFS_CO_TRY(replaced);
   if (replaced->size() > extents_max) co_return false;
-  auto transaction = co_await store.begin(std::move(staged->space));
-  COFS_CO_TRY(transaction);
   uint64_t at = blocks.start;
   for (StagedRun& run : staged->runs) {
     const uint32_t count = run.count;
@@ -86,37 +89,45 @@ Task<Result<>> Files::write_direct(uint64_t ino, WriteData data, Unprivileged ki
   auto inode = co_await impl_->get_file(ino);
   COFS_CO_TRY(inode);
   Inode& file = **inode;
-  const bool is_large = data.length >= impl_->options.direct_bytes_min || file.data.direct_writes > 0;
+  const bool is_large = data.length >= impl_->options.direct_bytes_min;
   const bool is_possible = data.length > 0 && data.offset <= kFileBytesMax - data.length;
-  if (!is_large || !is_possible) co_return co_await write(ino, std::move(data), false, kill_privileges);
-  const Impl::DirectWrite under_way(file);
+  if (!is_possible || !(is_large || file.data.direct_writes > 0)) {
+    co_return co_await write(ino, std::move(data), false, kill_privileges);
+  }
+  std::optional<Impl::DirectWrite> under_way;
+  if (is_large) under_way.emplace(file);
   auto room = co_await impl_->throttle();
   COFS_CO_TRY(room);
   co_await impl_->store.pace(blocks_of(data).count);
+  auto allowed = Impl::check_changeable(file, data.offset >= file.size);
+  COFS_CO_TRY(allowed);
+  // What is only to be appended to is so in order.
+  const bool needs_lock = data.offset % kBlockBytes != 0 || data.length % kBlockBytes != 0 ||
+                          (file.flags & ondisk::kInodeAppend) != 0;
   Impl::StagedWrite staged;
-  const bool is_whole = data.offset % kBlockBytes == 0 && data.length % kBlockBytes == 0;
-  if (is_whole) {
-    auto allowed = Impl::check_changeable(file, data.offset >= file.size);
-    COFS_CO_TRY(allowed);
+  if (!needs_lock) {
     auto written = co_await impl_->stage_write(data, &staged);
     COFS_CO_TRY(written);
   }
   SharedMutex::Guard guard = co_await file.lock.lock_exclusive();
-  auto admitted = co_await impl_->admit_write(file, data, kill_privileges);
-  COFS_CO_TRY(admitted);
   auto finished = co_await impl_->finish_truncation(file);
   COFS_CO_TRY(finished);
-  if (!is_whole) {
+  if (needs_lock) {
+    allowed = Impl::check_changeable(file, data.offset >= file.size);
+    COFS_CO_TRY(allowed);
     auto completed = co_await impl_->complete_edges(file, data);
     COFS_CO_TRY(completed);
     auto written = co_await impl_->stage_write(data, &staged);
     COFS_CO_TRY(written);
   }
+  auto admitted = co_await impl_->admit_write(file, data, kill_privileges);
+  COFS_CO_TRY(admitted);
   const PrivilegeKill kill(file, kill_privileges);
   if (!staged.runs.empty()) {
     auto mapped = co_await impl_->map_staged(file, data, &staged);
     COFS_CO_TRY(mapped);
     if (*mapped) co_return Result<>();
+    staged = Impl::StagedWrite();  // its place is given up first
   }
   auto written = co_await impl_->write_locked(file, data);
   COFS_CO_TRY(written);

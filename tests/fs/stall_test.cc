@@ -132,10 +132,10 @@ TEST_F(Stall, ALargeDirectWriteIsAllThereOrNotAtAll) {
   mount(stall_options());
   ASSERT_TRUE(write(0, 8));
   ASSERT_EQ(sync(), Code::kInvalid);
-  ASSERT_TRUE(write(8, 2));
-  break_device();
   constexpr uint64_t kOther = 10;
   for (const uint64_t block : {0, 4, 8, 10, 40}) {
+    ASSERT_TRUE(write(8, 2));
+    break_device();
     const auto written = write_direct(block, 40, kOther);  // more than a segment
     ASSERT_FALSE(written) << block;
     EXPECT_EQ(written.error().code, Code::kIo);
@@ -143,12 +143,13 @@ TEST_F(Stall, ALargeDirectWriteIsAllThereOrNotAtAll) {
     const auto attributes = volume->run(fs().get_attributes(ino));
     ASSERT_TRUE(attributes);
     EXPECT_EQ(attributes->size, 10 * kBlockBytes);
+    EXPECT_FALSE(write_direct(block, 1, kOther)) << "a small one, while it is known";
+    EXPECT_EQ(sync(), Code::kIo);
+    heal_device();
+    EXPECT_EQ(sync(), Code::kInvalid);
+    check_durable(10);
   }
-  EXPECT_EQ(sync(), Code::kIo);
-  heal_device();
-  EXPECT_EQ(sync(), Code::kInvalid);
-  check_durable(10);
-  EXPECT_EQ(lines_with("the device refuses writes"), 1U);
+  EXPECT_EQ(lines_with("the device refuses writes"), 5U);
   ASSERT_TRUE(write_direct(4, 40));
   check_blocks(*volume, ino, 44);
   EXPECT_EQ(sync(), Code::kInvalid);
