@@ -103,7 +103,8 @@ class FileSystem final : public CommitClient, public DataSink {
   // setuid and setgid (fs/inode.h) and drop security.capability, as a change by an unprivileged process does.
   Task<Result<>> write(uint64_t ino, WriteData data, bool append, Unprivileged kill_privileges);
   // For who writes past the cache: kIo while the device refuses writes. From options.direct_bytes_min on the data is
-  // on the device when it returns (durable after a sync), or else the file is as it was.
+  // on the device when it returns (durable after a sync), or else the file is as it was; but where there is no room
+  // without collecting garbage, or very many extents are replaced, it is a write like any other.
   Task<Result<>> write_direct(uint64_t ino, WriteData data, Unprivileged kill_privileges);
   Task<Result<>> allocate(uint64_t ino, AllocateMode mode, uint64_t offset, uint64_t length,
                           Unprivileged kill_privileges = false);
