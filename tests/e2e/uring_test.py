@@ -120,6 +120,46 @@ def forgetting(volume):
     h.check(count <= FORGETS_PER_SECOND_MAX * seconds + 10, "forgets are not gathered")
 
 
+def queue_threads(volume):
+    """The processors of each queue's thread."""
+    places = {}
+    for task in pathlib.Path(f"/proc/{volume.server.pid}/task").iterdir():
+        name = (task / "comm").read_text(encoding="utf-8").strip()
+        if name.startswith("fuse-ring-"):
+            places[int(name.rpartition("-")[2])] = os.sched_getaffinity(int(task.name))
+    return places
+
+
+def places(volume):
+    """A queue's thread leaves its processor to a program that has many requests in flight, and comes back for single ones."""
+    processors = os.sched_getaffinity(0)
+    if len(processors) < 2:
+        h.note("left out: the places of the queues' threads (one processor)")
+        return
+    at_home = {queue: {queue} for queue in processors}
+    h.check(queue_threads(volume) == at_home, f"queues begin at {queue_threads(volume)}")
+    fio = subprocess.Popen(["fio", "--name=deep", f"--filename={volume.path('deep')}", "--size=32M", "--rw=randread", "--bs=4k",
+                            "--direct=1", "--ioengine=io_uring", "--iodepth=16", "--time_based=1", "--runtime=20"],
+                           stdout=subprocess.DEVNULL, preexec_fn=h.die_with_parent)
+    try:
+        deadline = time.monotonic() + 15
+        while not any(place == processors - {queue} for queue, place in queue_threads(volume).items()):
+            h.check(time.monotonic() < deadline and fio.poll() is None,
+                    f"16 requests in flight, and the queues' threads are at {queue_threads(volume)}")
+            time.sleep(0.01)
+    finally:
+        fio.terminate()
+        fio.wait()
+    try:
+        for processor in processors:
+            os.sched_setaffinity(0, {processor})
+            for i in range(600):
+                volume.path(f"missing{processor}.{i}").exists()
+    finally:
+        os.sched_setaffinity(0, processors)
+    h.check(queue_threads(volume) == at_home, f"single requests, and the queues' threads are at {queue_threads(volume)}")
+
+
 def busy_umount(volume):
     """Refused while a file is open, and the mount goes on."""
     with open(volume.path("held"), "wb") as file:
@@ -198,6 +238,7 @@ def serve(volume, space):
     h.check(volume.statistics()["fuse"]["transport"] == "io_uring", "cofs stat does not tell the transport")
     h.check("by io_uring" in volume.log.read_text(), "the server's first line does not tell the transport")
     contents = basics(volume, space)
+    places(volume)
     forgetting(volume)
     busy_umount(volume)
     transport_stress.stress(volume, STRESS_SECONDS, space.seed)

@@ -13,6 +13,11 @@
  * An end goes in two steps: fuse_uring_stop(), when the library's loop ends, makes handlers stop being called, and answers
  * still go out; cofs_ring_release(), when all are given, ends the threads. Nothing is cancelled in mid-flight.
  *
+ * The thread is bound to its queue's CPU, where the kernel wakes it beside whoever asks and waits: the cheapest way for requests
+ * that come one at a time. One program that has many in flight would share that CPU with the thread, others idle, so while a queue is
+ * crowded and alone its thread is anywhere but there (see place_thread(); 4 KiB reads, 16 in flight, on two CPUs: 145,000 a second
+ * instead of 103,000; bound loosely with one in flight: 18,000 instead of 24,000).
+ *
  * Invariants. queue->answered and queue->asleep are guarded by queue->lock; all else of a queue belongs to its thread once
  * it runs. While asleep is true the next answer writes to wake_fd, for which a poll is in the ring. */
 #define _GNU_SOURCE
@@ -44,6 +49,8 @@ enum {
   GUEST_ENTRIES = 256, /* beside those for requests */
   REAP_MAX = 64,
   HEADER_BYTES = 4096, /* of a request, on a page of its own */
+  PLACING_REQUESTS = 256, /* of a queue, after which its thread's place is thought over */
+  CROWD_MIN = 4,          /* requests that the server has at once, on average: of a crowded queue */
 };
 _Static_assert(sizeof(struct fuse_uring_req_header) <= HEADER_BYTES, "a header fits its page");
 
@@ -71,6 +78,15 @@ struct ring_queue {
   struct ring_entry *answered; /* by other threads; the last one first */
   bool asleep;
   bool holds_requests; /* handlers are not called any more, and fuse_uring_stop() knows */
+  cpu_set_t cpus_allowed; /* before the thread was bound */
+  bool is_away;           /* from its CPU */
+  unsigned held;          /* requests that the server has */
+  unsigned taken_in_round; /* and what the last completions brought */
+  /* Since place_thread() thought last: */
+  unsigned taken;
+  unsigned rounds;
+  unsigned held_in_rounds; /* the sum of what the server had in each */
+  unsigned taken_by_all;   /* pool->taken then */
   struct ring_entry *entries;
 };
 
@@ -83,6 +99,7 @@ struct fuse_ring_pool {
   size_t payload_bytes;
   struct ring_queue *queues;
   _Atomic int state; /* enum pool_state */
+  _Atomic unsigned taken; /* requests of all queues */
   pthread_mutex_t lock;
   pthread_cond_t changed;
   unsigned ready;     /* guarded by lock: threads that have their ring, or have failed */
@@ -183,6 +200,7 @@ static void put_entry(struct ring_entry *entry) {
   const struct fuse_uring_cmd_req command = {.qid = (uint16_t)queue->id, .commit_id = entry->commit_id};
   memcpy(sqe->cmd, &command, sizeof(command));
   io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)entry | TAG_REQUEST);
+  if (!is_first) queue->held--;
 }
 
 /* --- Answers, from any thread --- */
@@ -362,6 +380,8 @@ static void take_request(struct ring_entry *entry) {
   struct fuse_req *req = &entry->req;
   struct fuse_in_header *in = (struct fuse_in_header *)entry->header->in_out;
   entry->commit_id = entry->header->ring_ent_in_out.commit_id;
+  queue->held++;
+  queue->taken_in_round++;
   if (queue->holds_requests) return; /* ends with the connection */
   /* is_uring stays as it is: whoever freed the last request may be looking at it. */
   req->flags.ioctl_64bit = 0;
@@ -440,6 +460,34 @@ static void put_answered(struct ring_queue *queue) {
   for (; in_order != NULL; in_order = in_order->next) put_entry(in_order);
 }
 
+/* To its queue's CPU, or to all others; never to one that the process was kept from. */
+static void bind_thread(struct ring_queue *queue, bool away) {
+  cpu_set_t cpus = queue->cpus_allowed;
+  if (away) {
+    CPU_CLR(queue->id, &cpus);
+  } else if (CPU_ISSET(queue->id, &cpus)) {
+    CPU_ZERO(&cpus);
+    CPU_SET(queue->id, &cpus);
+  }
+  if (sched_setaffinity(0, sizeof(cpus), &cpus) == 0) queue->is_away = away;
+}
+
+/* After a round that brought `taken` requests; the server had `held` before. */
+static void place_thread(struct ring_queue *queue, unsigned held, unsigned taken) {
+  queue->rounds++;
+  queue->taken += taken;
+  queue->held_in_rounds += held + taken;
+  const unsigned by_all = atomic_fetch_add_explicit(&queue->pool->taken, taken, memory_order_relaxed) + taken;
+  if (queue->taken < PLACING_REQUESTS) return;
+  const bool is_crowded = queue->held_in_rounds >= CROWD_MIN * queue->rounds;
+  const bool is_alone = by_all - queue->taken_by_all - queue->taken <= queue->taken / 16;
+  const bool has_others = CPU_COUNT(&queue->cpus_allowed) > 1;
+  const bool wants_away = is_crowded && is_alone && has_others;
+  if (wants_away != queue->is_away) bind_thread(queue, wants_away);
+  queue->taken = queue->rounds = queue->held_in_rounds = 0;
+  queue->taken_by_all = by_all;
+}
+
 static void serve(struct ring_queue *queue) {
   struct fuse_ring_pool *pool = queue->pool;
   for (;;) {
@@ -458,8 +506,11 @@ static void serve(struct ring_queue *queue) {
     pthread_mutex_lock(&queue->lock);
     queue->asleep = false;
     pthread_mutex_unlock(&queue->lock);
+    const unsigned held = queue->held;
+    queue->taken_in_round = 0;
     while (take_completions(queue) == REAP_MAX) {
     }
+    place_thread(queue, held, queue->taken_in_round);
     guest->batch_ended(queue->guest_thread);
   }
 }
@@ -484,11 +535,8 @@ static int set_up_ring(struct ring_queue *queue) {
 }
 
 static int set_up(struct ring_queue *queue) {
-  /* Near its CPU's memory. A CPU that is off for now cannot be chosen. */
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  CPU_SET(queue->id, &cpus);
-  sched_setaffinity(0, sizeof(cpus), &cpus);
+  if (sched_getaffinity(0, sizeof(queue->cpus_allowed), &queue->cpus_allowed) != 0) CPU_ZERO(&queue->cpus_allowed);
+  bind_thread(queue, false); /* memory near its CPU, too */
   const int error = allocate_entries(queue);
   return error != 0 ? error : set_up_ring(queue);
 }
