@@ -3,7 +3,7 @@
 // Under the apply lock: ask the client for what is only in memory, apply it, put all pending records
 // into log chunks. After the lock: the chunks and the data go out together, then one flush. Callers
 // that arrive meanwhile share the next commit. Small data goes into the chunk itself, so that a small
-// fsync is one write and one flush.
+// fsync is one write; where nothing else is in the device's cache it is written durably, and needs no flush.
 
 #include <algorithm>
 
@@ -145,15 +145,17 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
     spawn(env.executor, write_log_chunk(&chunks[i], begin_write()));
   }
   const uint64_t ordinal = write_ordinal;
+  const bool needs_flush = chunks.size() != 1 || freeze != nullptr || !writes_in_flight.empty() ||
+                           ordinal != flushed_ordinal;
   if (!chunks.empty()) {
     LogChunk& last = chunks.back();
-    auto written = co_await write_retrying(last.range, &last.pieces);
+    auto written = co_await write_retrying(last.range, &last.pieces, nullptr, !needs_flush);
     if (!written && !shut_down) fail_store(written.error(), "the log could not be written");
     finish_tickets(last.tickets, written);
   }
   co_await wait_for_writes(std::max(ordinal, data_ordinal));
   if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
-  if (any || ordinal != flushed_ordinal) {
+  if (needs_flush && (any || ordinal != flushed_ordinal)) {
     auto flushed = co_await env.device.flush();
     if (!flushed) {
       // A flush that failed says nothing about which writes are durable: there is no way on.

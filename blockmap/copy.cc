@@ -245,6 +245,7 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
       outcome = co_await recopy_by_host(copy, target);
     }
   }
+  write_ordinal++;  // the device's cache has what no flush has made durable
   group->done();
 }
 

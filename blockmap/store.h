@@ -294,6 +294,7 @@ struct StoreCounters {
   uint64_t write_bytes = 0;      // by the host, to the device
   uint64_t data_bytes = 0;       // of file data among them
   uint64_t flushes = 0;
+  uint64_t durable_writes = 0;   // of the writes: those that needed no flush after them
   uint64_t commits = 0;
   uint64_t checkpoints = 0;
   uint64_t log_bytes = 0;

@@ -305,7 +305,9 @@ struct Store::Impl {
 
   // --- device writes under way ---
   std::set<uint64_t> writes_in_flight;  // ordinals
-  uint64_t write_ordinal = 0;
+  // Also counts what is written otherwise (copies), when it is done. Not 0: what the device had before the mount may lie in its
+  // cache, although recovery has seen it.
+  uint64_t write_ordinal = 1;
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
   std::set<uint64_t> discard_queue;     // freed segments, set aside
   uint64_t discard_workers = 0;         // that empty it
@@ -463,11 +465,11 @@ struct Store::Impl {
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
 
   // stall.cc
-  // *answer, where there is one, is given once, and null then.
+  // *answer, where there is one, is given once, and null then. `durable`: see IoRequest.
   Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                WriteAnswer** answer = nullptr);
+                                WriteAnswer** answer = nullptr, bool durable = false);
   Task<Result<>> write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                    Error first, WriteAnswer** answer);
+                                    Error first, WriteAnswer** answer, bool durable);
   void begin_stall(const Error& error);
   void end_stall();
   void wake_stalled();

@@ -19,9 +19,10 @@ Device::Io Device::read(BlockRange range, std::span<const MemoryPiece> memory) {
   return Io(*this, request);
 }
 
-Device::Io Device::write(BlockRange range, std::span<const MemoryPiece> memory) {
+Device::Io Device::write(BlockRange range, std::span<const MemoryPiece> memory, bool durable) {
   IoRequest request;
   request.op = IoRequest::Op::kWrite;
+  request.durable = durable;
   request.range = range;
   request.memory = memory;
   return Io(*this, request);

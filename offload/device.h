@@ -2,7 +2,8 @@
 //
 // A request is a plain object in the awaiting coroutine's frame; submit() hands it over and the device
 // posts its waiter when it is done. Many requests may be in flight; the device orders none of them.
-// Durability: data is durable after a flush that was submitted after the write (or copy) completed.
+// Durability: data is durable after a flush that was submitted after the write (or copy) completed, or when a write that
+// asked for it succeeds (what NVMe and SCSI call FUA), which says nothing of other writes.
 // Errors: kIo, kTimedOut (the request may still take effect), kInvalid for a range off the device.
 #pragma once
 
@@ -70,6 +71,7 @@ struct IoRequest {
   enum class Op : uint8_t { kRead, kWrite, kFlush, kDiscard, kCopy };
 
   Op op = Op::kRead;
+  bool durable = false;                          // kWrite: is to be durable when it succeeds
   uint32_t copy_index = 0;                       // kCopy: which of geometry().copies
   BlockRange range;                              // on the device; kCopy: the target run
   std::span<const MemoryPiece> memory;           // kRead, kWrite: sums to range.count
@@ -108,7 +110,7 @@ class Device {
   };
   // The single-piece forms; `piece` and the spans must live until the awaitable resumed.
   Io read(BlockRange range, std::span<const MemoryPiece> memory);
-  Io write(BlockRange range, std::span<const MemoryPiece> memory);
+  Io write(BlockRange range, std::span<const MemoryPiece> memory, bool durable = false);
   Io flush();
   Io discard(BlockRange range);
 };

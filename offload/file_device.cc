@@ -236,9 +236,12 @@ Result<> FileDevice::check(const IoRequest& request) const {
 }
 
 bool FileDevice::may_be_inline(const IoRequest& request) {
+  // A blocking call that makes its write durable flushes a block device once more after it, an asynchronous one doesn't (Linux 6.18,
+  // blkdev_write_iter).
+  bool may_block = !request.durable || (options_.inline_flush && !geometry_.is_block_device);
   bool small_transfer =
       (request.op == IoRequest::Op::kRead || request.op == IoRequest::Op::kWrite) &&
-      request.range.count <= kInlineBlocksMax && options_.inline_io;
+      request.range.count <= kInlineBlocksMax && options_.inline_io && may_block;
   bool flush = request.op == IoRequest::Op::kFlush && options_.inline_flush;
   if (!small_transfer && !flush) return false;
   int32_t burst = burst_left_.load(std::memory_order_relaxed);

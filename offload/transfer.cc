@@ -88,7 +88,7 @@ void Transfer::run(int fd) {
     std::span<const iovec> parts = vectors();
     auto count = static_cast<int>(parts.size());
     auto offset = static_cast<off_t>(offset_);
-    outcome = is_write() ? pwritev(fd, parts.data(), count, offset)
+    outcome = is_write() ? pwritev2(fd, parts.data(), count, offset, flags())
                          : preadv(fd, parts.data(), count, offset);
     if (outcome < 0) outcome = -errno;
   } while (!advance(outcome));

@@ -25,6 +25,7 @@ class Transfer {
   std::span<const iovec> vectors() const;
   uint64_t offset() const { return offset_; }
   bool is_write() const { return request_->op == IoRequest::Op::kWrite; }
+  int flags() const { return request_->durable ? RWF_DSYNC : 0; }  // of pwritev2(2)
   IoRequest& request() const { return *request_; }
 
   // Takes the outcome of one call: bytes, or a negative errno. True when the request is finished,

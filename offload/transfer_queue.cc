@@ -19,7 +19,7 @@ TransferQueue::TransferQueue(Ring& ring, int fd, RequestSink& sink, uint32_t in_
 }
 
 bool TransferQueue::enqueue(Transfer& transfer) {
-  return transfer.is_write() ? ring_.write(fd_, transfer.vectors(), transfer.offset(), &transfer)
+  return transfer.is_write() ? ring_.write(fd_, transfer.vectors(), transfer.offset(), transfer.flags(), &transfer)
                              : ring_.read(fd_, transfer.vectors(), transfer.offset(), &transfer);
 }
 

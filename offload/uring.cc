@@ -125,7 +125,7 @@ bool Ring::read(int fd, std::span<const iovec> vectors, uint64_t offset, void* t
   return true;
 }
 
-bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag) {
+bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, int flags, void* tag) {
   io_uring_sqe* entry = io_uring_get_sqe(ring_);
   if (entry == nullptr) return false;
   const iovec& first = vectors.front();
@@ -136,6 +136,7 @@ bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, void* 
   } else {
     io_uring_prep_writev(entry, fd, vectors.data(), static_cast<unsigned>(vectors.size()), offset);
   }
+  entry->rw_flags = flags;
   io_uring_sqe_set_data(entry, tag);
   return true;
 }

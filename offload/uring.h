@@ -44,9 +44,9 @@ class Ring {
 
   // Each takes one entry, and is started by the next submit(). False when no entry is free: submit
   // first. `vectors` and what they point to stay untouched until the completion; `offset` is in
-  // bytes.
+  // bytes, `flags` those of pwritev2(2).
   bool read(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag);
-  bool write(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag);
+  bool write(int fd, std::span<const iovec> vectors, uint64_t offset, int flags, void* tag);
 
   // Starts what was queued, and waits for one completion if `wait`. 0 or an errno; EINTR, EAGAIN
   // and EBUSY mean: reap what is there and call again.

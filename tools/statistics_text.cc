@@ -187,6 +187,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
         {"trimmed_bytes", counters.trimmed_bytes},
         {"segments_freed", counters.segments_freed},
         {"flushes", counters.flushes},
+        {"durable_writes", counters.durable_writes},
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
         {"checkpoint_waits", counters.checkpoint_waits},

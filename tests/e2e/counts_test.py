@@ -203,7 +203,7 @@ def text_of(value):
 
 def expect(requests=None, writes=None, flushes=None, allocations=None, bytes_per_byte=None):
     """A judge. requests: exactly, per operation, or (least, most). writes, flushes: (least, most) per operation.
-    allocations: at most. bytes_per_byte: (size of the data, most written for each of its bytes)."""
+    A write that needs no flush after it counts as both. allocations: at most. bytes_per_byte: (size of the data, most written for each of its bytes)."""
     def judge(counts, count):
         problems, texts = [], []
 
@@ -223,7 +223,7 @@ def expect(requests=None, writes=None, flushes=None, allocations=None, bytes_per
         if writes is not None:
             compare("device writes", counts.io["writes"] / count, *writes)
         if flushes is not None:
-            compare("flushes", counts.io["flushes"] / count, *flushes)
+            compare("flushes", (counts.io["flushes"] + counts.io["durable_writes"]) / count, *flushes)
         if bytes_per_byte is not None:
             size, most = bytes_per_byte
             compare("bytes written per byte", counts.io["write_bytes"] / size, 1 if most >= 1 else 0, most)

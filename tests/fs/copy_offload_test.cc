@@ -366,5 +366,44 @@ TEST_F(CopyOffload, ACrashWhileMeasuringLosesNothing) {
   }
 }
 
+Task<> copy_all(FileSystem* fs, uint64_t source, uint64_t target, uint64_t length, bool* done) {
+  const auto copied = co_await fs->copy_range(source, 0, target, 0, length);
+  EXPECT_TRUE(copied && copied->bytes == length);
+  *done = true;
+}
+
+// What is copied while a commit flushes lies in the device's cache when it is mapped; a commit that writes nothing but its
+// own chunk must not take it for durable.
+TEST_F(CopyOffload, ACommitFlushesWhatWasCopiedDuringTheLastOne) {
+  VolumeOptions options = device_options(12);
+  options.device.latency.block_ns = 5 * kSecondNs / 1000;  // half a second for all of it
+  mount(12, options);
+  const std::string bytes = random_bytes(100 * kBlock);
+  const uint64_t source = write_file("source", bytes);
+  const uint64_t target = create("target");
+  ASSERT_TRUE(volume->run(fs().sync()));
+  bool done = false;
+  volume->world.executor.post(detach(copy_all(&fs(), source, target, bytes.size(), &done)));
+  volume->pass(kSecondNs / 5);
+  write_file("small1", "x");
+  ASSERT_TRUE(volume->run(fs().sync()));
+  ASSERT_FALSE(done);
+  volume->pass(kSecondNs);
+  ASSERT_TRUE(done);
+  ASSERT_TRUE(volume->run(fs().sync()));
+  write_file("small2", "x");
+  const uint64_t durable_writes = store().counters().durable_writes;
+  ASSERT_TRUE(volume->run(fs().sync()));
+  EXPECT_EQ(store().counters().durable_writes, durable_writes + 1) << "a small commit flushes";
+  volume->device.power_off_now();
+  volume->abandon();
+  const SimImage image = volume->device.crash_image(1, CrashMode::kDropAll);
+  volume = std::make_unique<TestVolume>(12, image, options);
+  ASSERT_TRUE(volume->open());
+  EXPECT_EQ(volume->verify(true), "");
+  EXPECT_TRUE(read_file(target, bytes.size()) == bytes);
+  ASSERT_TRUE(volume->close());
+}
+
 }  // namespace
 }  // namespace cofs

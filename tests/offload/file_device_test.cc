@@ -106,12 +106,12 @@ class FileDeviceTest : public testing::Test {
     return true;
   }
 
-  Task<Result<>> write_version(const BlockRange& range, uint64_t version) {
+  Task<Result<>> write_version(const BlockRange& range, uint64_t version, bool durable = false) {
     BufferRef buffer = buffers_.allocate(static_cast<uint32_t>(range.count));
     for (uint32_t i = 0; i < range.count; i++)
       fill_block(buffer->block(i), range.start + i, version);
     MemoryPiece piece{buffer->data(), static_cast<uint32_t>(range.count)};
-    auto result = co_await device_->write(range, {&piece, 1});
+    auto result = co_await device_->write(range, {&piece, 1}, durable);
     co_return result;
   }
   // The blocks must hold what was written as blocks `from`…, in `version`.
@@ -283,6 +283,19 @@ TEST_F(FileDeviceTest, NothingInlineWhereItIsForbidden) {
   EXPECT_TRUE(run_blocking(monitor_, holds({5, 1}, 5, 1)).value_or(false));
   EXPECT_EQ(device_->counters().inline_requests, 0u);
   EXPECT_EQ(device_->counters().handed_over, 3u);
+}
+
+// In place, by a ring, and by blocking threads.
+TEST_F(FileDeviceTest, DurableWrites) {
+  for (int way = 0; way < 3; way++) {
+    FileDeviceOptions options;
+    options.inline_flush = way == 0;
+    options.ring_entries = way == 2 ? 0 : options.ring_entries;
+    open(options);
+    ASSERT_TRUE(run_blocking(monitor_, write_version({7, 3}, 1, true)));
+    EXPECT_EQ(device_->counters().inline_requests, way == 0 ? 1u : 0u);
+    EXPECT_TRUE(run_blocking(monitor_, holds({7, 3}, 7, 1)).value_or(false));
+  }
 }
 
 TEST_F(FileDeviceTest, DiscardedBlocksOfAFileReadAsZeros) {
@@ -471,6 +484,9 @@ TEST_F(FileDeviceTest, WorksOnALoopDevice) {
   EXPECT_TRUE(device_->geometry().is_block_device);
   EXPECT_EQ(device_->geometry().block_count, kBlocks);
   EXPECT_EQ(device_->geometry().copy_refusals.front(), "device: " + image_.substr(5) + " is a loop device: no copy command");
+  ASSERT_TRUE(run_blocking(monitor_, write_version({0, 3}, 1, true)));
+  EXPECT_EQ(device_->counters().inline_requests, 0u);  // it would flush twice
+  EXPECT_TRUE(run_blocking(monitor_, holds({0, 3}, 0, 1)).value_or(false));
   run_soak(13, 32, 30);
   EXPECT_TRUE(run_blocking(monitor_, flush()));
   EXPECT_TRUE(run_blocking(monitor_, discard({64, 64})));

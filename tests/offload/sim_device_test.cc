@@ -23,9 +23,9 @@ struct Bench {
                  uint64_t blocks = 1024)
       : world(seed), device(world, SimImage(blocks, SimImage::Fill::kPoison, seed), options) {}
 
-  static Task<Result<>> do_write(Device* device, uint64_t start, std::vector<std::byte>* bytes) {
+  static Task<Result<>> do_write(Device* device, uint64_t start, std::vector<std::byte>* bytes, bool durable = false) {
     const MemoryPiece piece{bytes->data(), static_cast<uint32_t>(bytes->size() / kBlockBytes)};
-    auto done = co_await device->write(BlockRange{start, piece.blocks}, std::span(&piece, 1));
+    auto done = co_await device->write(BlockRange{start, piece.blocks}, std::span(&piece, 1), durable);
     co_return done;
   }
   static Task<Result<>> do_read(Device* device, uint64_t start, std::vector<std::byte>* bytes) {
@@ -50,6 +50,10 @@ struct Bench {
   Result<> write(uint64_t start, uint64_t blocks, int value) {
     auto bytes = filled(blocks, value);
     return world.run(do_write(&device, start, &bytes));
+  }
+  Result<> write_durably(uint64_t start, uint64_t blocks, int value) {
+    auto bytes = filled(blocks, value);
+    return world.run(do_write(&device, start, &bytes, true));
   }
   Result<> flush() { return world.run(do_flush(&device)); }
   Result<> discard(uint64_t start, uint64_t n) { return world.run(do_discard(&device, start, n)); }
@@ -258,6 +262,27 @@ TEST(SimDevice, AFlushCoversOnlyWhatCompletedBeforeItsSubmission) {
     late_writes += value_of(crashed, 2) == 9 ? 0 : 1;
   }
   EXPECT_EQ(late_writes, 40);
+}
+
+TEST(SimDevice, ADurableWriteIsDurableAndNothingElseIs) {
+  Bench bench(1);
+  ASSERT_TRUE(bench.write(1, 4, 7));
+  ASSERT_TRUE(bench.write_durably(2, 2, 8));
+  EXPECT_EQ(value_of(bench.device.crash_image(0, CrashMode::kDropAll), 2), 8);
+  EXPECT_FALSE(bench.device.crash_image(0, CrashMode::kDropAll).written(1));
+  EXPECT_FALSE(bench.device.crash_image(0, CrashMode::kDropAll).written(4));
+  for (uint64_t seed = 0; seed < 50; seed++) {  // what is older does not come back
+    const SimImage crashed = bench.device.crash_image(seed, CrashMode::kRandom);
+    EXPECT_EQ(value_of(crashed, 2), 8);
+    EXPECT_EQ(value_of(crashed, 3), 8);
+  }
+  ASSERT_TRUE(bench.flush());
+  EXPECT_EQ(value_of(bench.device.durable_image(), 1), 7);
+  EXPECT_EQ(value_of(bench.device.durable_image(), 3), 8);
+  bench.device.fail_at(bench.device.operation_count() + 1, SimFault::kLying);
+  ASSERT_TRUE(bench.write_durably(9, 1, 9));
+  EXPECT_FALSE(bench.device.crash_image(0, CrashMode::kDropAll).written(9));
+  EXPECT_EQ(value_of(bench.device.image(), 9), 9);
 }
 
 TEST(SimDevice, DiscardIsPoisonAndMayBeLost) {

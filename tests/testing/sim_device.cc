@@ -235,6 +235,7 @@ void SimDevice::finish_write(Flight& flight) {
     bad_blocks_.erase(flight.range.start + i);
   }
   apply(std::move(effect));
+  if (flight.request->durable && flight.fault != SimFault::kLying) settle_last();
   if (random_.chance(options_.faults.bit_rot)) {
     const uint64_t block = flight.range.start + random_.below(flight.range.count);
     if (may_damage(BlockRange{block, 1})) corrupt(block, SimDamage::kBit, random_.next());
@@ -291,6 +292,24 @@ void SimDevice::apply(Effect effect) {
     if (effect.changes(i)) volatile_.set_page(effect.start + i, effect.pages[i]);
   }
   pending_.push_back(std::make_shared<Effect>(std::move(effect)));
+}
+
+// The effect applied last is durable, before others may be: what is older of its blocks can't come back.
+void SimDevice::settle_last() {
+  const EffectRef last = std::move(pending_.back());
+  pending_.pop_back();
+  settle(*last);
+  const BlockRange range{last->start, last->pages.size()};
+  for (EffectRef& older : pending_) {
+    if (!overlap(range, BlockRange{older->start, older->pages.size()})) continue;
+    Effect rest = *older;
+    rest.present.resize(rest.pages.size(), older->present.empty());
+    for (size_t i = 0; i < rest.pages.size(); i++) {
+      const uint64_t block = rest.start + i;
+      if (block >= range.start && block < range.end()) rest.present[i] = false;
+    }
+    older = std::make_shared<Effect>(std::move(rest));
+  }
 }
 
 void SimDevice::settle(const Effect& effect) {

@@ -3,7 +3,7 @@
 //
 // Model. `durable` is what survives a power cut for certain; `volatile` is what reads see; in between
 // lie the completed effects (writes, discards, copies) that no flush has made durable. A completed
-// flush makes durable all that completed before the flush was submitted. At a power cut each effect
+// flush makes durable all that completed before the flush was submitted; a durable write, itself. At a power cut each effect
 // that is not durable, in flight ones included, is kept, dropped, or torn at 512 bytes, overlapping
 // ones in any order.
 // It aborts the test on what no correct caller does: writes in flight that overlap, memory changed
@@ -37,7 +37,7 @@ enum class SimFault : uint8_t {
   kError,       // any operation: fails with kIo once; a write may have landed in part
   kPhantom,     // write, discard: reported done, nothing happened
   kMisdirected, // write: reported done, landed elsewhere
-  kLying,       // flush: reported done, nothing was made durable
+  kLying,       // flush, durable write: reported done, nothing was made durable
   kPartial,     // copy: kIo after some good prefix; beyond it, some blocks landed and some not
   kTimeout,     // copy: kTimedOut; lands later, or at a crash, or never
   kSlow,        // copy: done, but only after three quarters of its timeout
@@ -227,6 +227,7 @@ class SimDevice final : public Device {
   bool may_damage(BlockRange range) const;
   void apply(Effect effect);
   void settle(const Effect& effect);
+  void settle_last();
   uint64_t latency_ns(Op op, uint64_t blocks);
 
   // sim_device_copy.cc

@@ -9,14 +9,15 @@
 namespace cofs {
 namespace {
 
-bool applies(SimFault fault, IoRequest::Op op) {
+bool applies(SimFault fault, const IoRequest& request) {
   using Op = IoRequest::Op;
+  const Op op = request.op;
   switch (fault) {
     case SimFault::kNone:
     case SimFault::kError: return true;
     case SimFault::kPhantom: return op == Op::kWrite || op == Op::kDiscard;
     case SimFault::kMisdirected: return op == Op::kWrite;
-    case SimFault::kLying: return op == Op::kFlush;
+    case SimFault::kLying: return op == Op::kFlush || request.durable;
     case SimFault::kPartial:
     case SimFault::kTimeout:
     case SimFault::kSlow:
@@ -43,7 +44,9 @@ SimFault SimDevice::draw_fault(const IoRequest& request, bool counted) {
     case Op::kWrite:
       perhaps(SimFault::kPhantom, chances.phantom_write);
       perhaps(SimFault::kMisdirected, chances.misdirected_write);
+      if (request.durable) perhaps(SimFault::kLying, chances.lying_flush);
       perhaps(SimFault::kError, chances.write_error);
+      if (request.durable) perhaps(SimFault::kError, chances.flush_error);
       break;
     case Op::kFlush:
       perhaps(SimFault::kLying, chances.lying_flush);
@@ -60,7 +63,7 @@ SimFault SimDevice::draw_fault(const IoRequest& request, bool counted) {
   }
   if (counted) {
     auto found = targeted_.find(operation_count_);
-    if (found != targeted_.end() && applies(found->second, request.op)) fault = found->second;
+    if (found != targeted_.end() && applies(found->second, request)) fault = found->second;
   }
   if (is_refused(request, counted)) fault = SimFault::kError;
   if (damages(fault, request.op) && !may_damage(request.range)) return SimFault::kNone;
