@@ -66,8 +66,11 @@ bool kills_privileges(const fuse_conn_info& connection) {
 LoopConfig loop_config() {
   LoopConfig config(fuse_loop_cfg_create(), &fuse_loop_cfg_destroy);
   fuse_loop_cfg_set_clone_fd(config.get(), 1);
-  fuse_loop_cfg_set_idle_threads(config.get(), FuseServer::kIdleThreads);
-  fuse_loop_cfg_set_max_threads(config.get(), std::clamp(2 * std::thread::hardware_concurrency(), 16U, 32U));
+  // The kernel wakes those that wait for requests in turn, so each one more than can run is colder. No handler waits, but for the
+  // device, in place, when its request has no company (offload/file_device.h): beside that one there is one for each processor.
+  const uint32_t threads = std::clamp(std::thread::hardware_concurrency() + 1, 3U, FuseServer::kThreadsMax);
+  fuse_loop_cfg_set_idle_threads(config.get(), threads);
+  fuse_loop_cfg_set_max_threads(config.get(), threads);
   return config;
 }
 

@@ -77,7 +77,7 @@ class FuseServer {
   static constexpr uint32_t kRequestBytesMax = 1U << 20;  // of one read or write
   static constexpr uint32_t kBackgroundMax = 64;
   static constexpr uint32_t kBackgroundCongested = 48;
-  static constexpr uint32_t kIdleThreads = 10;
+  static constexpr uint32_t kThreadsMax = 32;
   static constexpr uint32_t kReadAheadKib = 1024;
 
   FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal, FuseServerOptions options);
