@@ -200,7 +200,11 @@ static void put_entry(struct ring_entry *entry) {
   const struct fuse_uring_cmd_req command = {.qid = (uint16_t)queue->id, .commit_id = entry->commit_id};
   memcpy(sqe->cmd, &command, sizeof(command));
   io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)entry | TAG_REQUEST);
-  if (!is_first) queue->held--;
+}
+
+static void put_answer(struct ring_entry *entry) {
+  entry->queue->held--;
+  put_entry(entry);
 }
 
 /* --- Answers, from any thread --- */
@@ -215,7 +219,7 @@ static void wake(struct ring_queue *queue) {
 static void give_back(struct ring_entry *entry) {
   struct ring_queue *queue = entry->queue;
   if (queue == queue_of_this_thread) {
-    put_entry(entry);
+    put_answer(entry);
     return;
   }
   pthread_mutex_lock(&queue->lock);
@@ -457,7 +461,7 @@ static void put_answered(struct ring_queue *queue) {
     in_order = entry;
     entry = next;
   }
-  for (; in_order != NULL; in_order = in_order->next) put_entry(in_order);
+  for (; in_order != NULL; in_order = in_order->next) put_answer(in_order);
 }
 
 /* To its queue's CPU, or to all others; never to one that the process was kept from. */
