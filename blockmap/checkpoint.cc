@@ -290,6 +290,12 @@ Task<Result<>> Store::Impl::write_superblock(VolumeState state) {
     }
     superblock_slot = (superblock_slot + 1) % kSuperblockCopies;
   }
+  write_ordinal++;  // the later copies: the next commit flushes
+  if (state.clean) {  // there is none
+    auto flushed = co_await env.device.flush();
+    COFS_CO_TRY(flushed);
+    counters.flushes++;
+  }
   co_return Result<>();
 }
 

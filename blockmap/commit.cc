@@ -145,11 +145,16 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
     spawn(env.executor, write_log_chunk(&chunks[i], begin_write()));
   }
   const uint64_t ordinal = write_ordinal;
-  const bool needs_flush = chunks.size() != 1 || freeze != nullptr || !writes_in_flight.empty() ||
-                           ordinal != flushed_ordinal;
+  bool needs_flush = durable_writes_fail || chunks.size() != 1 || freeze != nullptr ||
+                     !writes_in_flight.empty() || ordinal != flushed_ordinal;
   if (!chunks.empty()) {
     LogChunk& last = chunks.back();
-    auto written = co_await write_retrying(last.range, &last.pieces, nullptr, !needs_flush);
+    Result<> written;
+    if (needs_flush) {
+      written = co_await write_retrying(last.range, &last.pieces);
+    } else {
+      written = co_await write_durably(&last, &needs_flush);
+    }
     if (!written && !shut_down) fail_store(written.error(), "the log could not be written");
     finish_tickets(last.tickets, written);
   }
@@ -169,6 +174,40 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
   commits_served = std::max(commits_served, served);
   release_segments();
   co_return Result<>();
+}
+
+// Writes a commit's only chunk; *needs_flush: the device did not take it as a durable write, and has it without that.
+// A failure may be that of the flush which the kernel makes where a device knows no durable writes. What was written or copied
+// meanwhile may be lost then, and a flush that comes later does not tell.
+Task<Result<>> Store::Impl::write_durably(const LogChunk* chunk, bool* needs_flush) {
+  if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
+  const uint64_t ended_before = effects_ended;
+  const Result<> durable = co_await env.device.write(chunk->range, chunk->pieces, true);
+  if (durable) {
+    counters.writes++;
+    counters.durable_writes++;
+    counters.write_bytes += bytes_of_blocks(chunk->range.count);
+    co_return durable;
+  }
+  *needs_flush = true;
+  const bool in_doubt = effects_ended != ended_before || copies_running != 0;
+  Result<> written = co_await env.device.write(chunk->range, chunk->pieces);
+  if (written && in_doubt) {
+    fail_store(durable.error(), "the device could not flush");
+    co_return fail(Code::kShutdown, "the device could not flush");
+  }
+  if (written) {
+    durable_writes_fail = true;
+    env.journal.write(Severity::kWarning, "a durable write failed, and succeeded as a plain one (commits flush from now on): " +
+                                              describe(durable.error()));
+  } else {  // it is writes that the device refuses
+    written = co_await write_persistently(chunk->range, &chunk->pieces, written.error(), nullptr);
+  }
+  if (written) {
+    counters.writes++;
+    counters.write_bytes += bytes_of_blocks(chunk->range.count);
+  }
+  co_return written;
 }
 
 Task<> Store::Impl::write_log_chunk(LogChunk* chunk, uint64_t ordinal) {

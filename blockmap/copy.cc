@@ -228,6 +228,7 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
   const ChunkWrite& chunk = *copy->chunk;
   const uint64_t target = geometry.block_of_segment(chunk.segment) + chunk.payload_start();
   CopyOutcome& outcome = copy->outcome;
+  copies_running++;
   outcome = co_await gather_slices(&copier, copy, target);
   if (outcome.blocks[static_cast<size_t>(CopyPath::kDevice)] != 0) {
     const bool right =
@@ -245,6 +246,8 @@ Task<> Store::Impl::copy_chunk(ChunkCopy* copy, WaitGroup* group) {
       outcome = co_await recopy_by_host(copy, target);
     }
   }
+  copies_running--;
+  effects_ended++;
   write_ordinal++;  // the device's cache has what no flush has made durable
   group->done();
 }

@@ -22,6 +22,7 @@ uint64_t Store::Impl::begin_write() {
 
 void Store::Impl::end_write(uint64_t ordinal) {
   writes_in_flight.erase(ordinal);
+  effects_ended++;
   tasks_running--;
   write_done.notify_all();
   task_done.notify_all();

@@ -518,9 +518,13 @@ Task<Result<std::unique_ptr<Store>>> Store::open(Environment environment, StoreO
   impl.volume_info.was_clean = found.state.clean;
   impl.last_checkpoint_ns = environment.clock.monotonic_ns();
   Result<> opened;
-  if (found.state.clean) {
+  if (!options.read_only) {  // what a killed server wrote may lie in the device's cache alone, and all that follows relies on it
+    opened = co_await environment.device.flush();
+    impl.counters.flushes++;
+  }
+  if (opened && found.state.clean) {
     opened = co_await impl.resume_streams();
-  } else {
+  } else if (opened) {
     opened = co_await impl.recover();
   }
   if (opened) opened = co_await impl.check_counters();

@@ -34,29 +34,28 @@ static void give_answer(WriteAnswer** answer, const Result<>& result) {
 }
 
 Task<Result<>> Store::Impl::write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                           WriteAnswer** answer, bool durable) {
+                                           WriteAnswer** answer) {
   Result<> written = fail(Code::kShutdown, "the store has shut down");
   if (!shut_down) {
-    written = co_await env.device.write(range, *memory, durable);
-    if (!written) written = co_await write_persistently(range, memory, written.error(), answer, durable);
+    written = co_await env.device.write(range, *memory);
+    if (!written) written = co_await write_persistently(range, memory, written.error(), answer);
   }
   if (written) {
     counters.writes++;
     counters.write_bytes += bytes_of_blocks(range.count);
-    if (durable) counters.durable_writes++;
   }
   give_answer(answer, written);
   co_return written;
 }
 
 Task<Result<>> Store::Impl::write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                               Error first, WriteAnswer** answer, bool durable) {
+                                               Error first, WriteAnswer** answer) {
   bool is_stalled = false;
   Result<> written = fail(first);
   while (true) {
     const uint64_t asked = stall.asked;
     const uint64_t attempt = ++stall.attempts;
-    written = co_await env.device.write(range, *memory, durable);
+    written = co_await env.device.write(range, *memory);
     if (written || shut_down) break;
     if (!stall.allowed) {
       if (asked != stall.asked) continue;  // the last attempt is one that began after the word to end

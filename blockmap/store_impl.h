@@ -305,10 +305,11 @@ struct Store::Impl {
 
   // --- device writes under way ---
   std::set<uint64_t> writes_in_flight;  // ordinals
-  // Also counts what is written otherwise (copies), when it is done. Not 0: what the device had before the mount may lie in its
-  // cache, although recovery has seen it.
-  uint64_t write_ordinal = 1;
+  uint64_t write_ordinal = 0;           // also counts what is written otherwise, when it is done: copies, superblocks
   uint64_t flushed_ordinal = 0;         // writes up to this were followed by a flush
+  uint64_t copies_running = 0;
+  uint64_t effects_ended = 0;           // writes and copies
+  bool durable_writes_fail = false;     // where plain ones do not
   std::set<uint64_t> discard_queue;     // freed segments, set aside
   uint64_t discard_workers = 0;         // that empty it
   uint64_t discards_running = 0;        // requests under way, theirs and those of trims
@@ -463,13 +464,14 @@ struct Store::Impl {
   void give_back(const Transaction::State& data, const Error& error);
   void drop_log_payload(const Error& error);
   Task<> write_log_chunk(LogChunk* chunk, uint64_t ordinal);
+  Task<Result<>> write_durably(const LogChunk* chunk, bool* needs_flush);
 
   // stall.cc
-  // *answer, where there is one, is given once, and null then. `durable`: see IoRequest.
+  // *answer, where there is one, is given once, and null then.
   Task<Result<>> write_retrying(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                WriteAnswer** answer = nullptr, bool durable = false);
+                                WriteAnswer** answer = nullptr);
   Task<Result<>> write_persistently(BlockRange range, const std::vector<MemoryPiece>* memory,
-                                    Error first, WriteAnswer** answer, bool durable);
+                                    Error first, WriteAnswer** answer);
   void begin_stall(const Error& error);
   void end_stall();
   void wake_stalled();

@@ -192,6 +192,66 @@ TEST_F(Stall, SoIsOneThatCoversBlocksInPart) {
 }
 
 // A single failure is nobody's business.
+// A durable write that fails alone is a plain one then, and a flush; and so are those after it.
+TEST_F(Stall, ADurableWriteThatFailsIsFollowedByAFlush) {
+  mount(stall_options());
+  ASSERT_TRUE(write(0));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  ASSERT_TRUE(write(1));
+  const StoreCounters before = fs().store().counters();
+  volume->device.fail_at(volume->device.operation_count() + 1, SimFault::kError);
+  ASSERT_EQ(sync(), Code::kInvalid);
+  EXPECT_EQ(fs().store().counters().durable_writes, before.durable_writes);
+  EXPECT_EQ(fs().store().counters().flushes, before.flushes + 1);
+  EXPECT_EQ(fs().store().stall().count, 0U);
+  check_durable(2);
+  ASSERT_TRUE(write(2));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  EXPECT_EQ(fs().store().counters().durable_writes, before.durable_writes);
+  EXPECT_EQ(fs().store().counters().flushes, before.flushes + 2);
+  check_durable(3);
+  EXPECT_TRUE(volume->close());
+}
+
+Task<> sync_into(FileSystem* fs, uint64_t ino, Result<>* result, bool* done) {
+  *result = co_await fs->sync_file(ino);
+  *done = true;
+}
+
+// Its failure may be that of a flush, which loses what else was written meanwhile, and is told once.
+TEST_F(Stall, AFailedDurableWriteDoubtsWhatWasWrittenMeanwhile) {
+  for (const bool is_refused : {false, true}) {
+    mount(stall_options());
+    ASSERT_TRUE(write(0, 20));
+    ASSERT_EQ(sync(), Code::kInvalid);
+    ASSERT_TRUE(write(20));
+    const uint64_t next = volume->device.operation_count() + 1;
+    volume->device.fail_at(next, SimFault::kError);
+    volume->device.delay_writes_at(next, 1, kSecondNs);
+    Result<> synced;
+    bool done = false;
+    volume->world.executor.post(detach(sync_into(&fs(), ino, &synced, &done)));
+    volume->pass(kMillisecondNs);
+    ASSERT_TRUE(write_direct(4, 8));
+    ASSERT_FALSE(done);
+    if (is_refused) break_device();
+    volume->pass(2 * kSecondNs);
+    ASSERT_TRUE(done);
+    EXPECT_FALSE(synced);
+    EXPECT_EQ(fs().store().shut_down(), !is_refused);  // then it is writes that fail
+    EXPECT_EQ(fs().store().stall().stalled, is_refused);
+    if (is_refused) {
+      heal_device();
+      EXPECT_EQ(sync(), Code::kInvalid);
+      check_durable(21);
+      EXPECT_TRUE(volume->close());
+    } else {
+      EXPECT_EQ(lines_with("could not flush"), 1U);
+    }
+    volume.reset();
+  }
+}
+
 TEST_F(Stall, ADirectWriteIsTriedTwice) {
   VolumeOptions once = stall_options();
   once.device.counted = kCountWrites;
