@@ -183,25 +183,24 @@ Task<Result<>> Store::Impl::write_durably(const LogChunk* chunk, bool* needs_flu
   if (shut_down) co_return fail(Code::kShutdown, "the store has shut down");
   const uint64_t ended_before = effects_ended;
   const Result<> durable = co_await env.device.write(chunk->range, chunk->pieces, true);
+  Result<> written = durable;
   if (durable) {
-    counters.writes++;
     counters.durable_writes++;
-    counters.write_bytes += bytes_of_blocks(chunk->range.count);
-    co_return durable;
-  }
-  *needs_flush = true;
-  const bool in_doubt = effects_ended != ended_before || copies_running != 0;
-  Result<> written = co_await env.device.write(chunk->range, chunk->pieces);
-  if (written && in_doubt) {
-    fail_store(durable.error(), "the device could not flush");
-    co_return fail(Code::kShutdown, "the device could not flush");
-  }
-  if (written) {
-    durable_writes_fail = true;
-    env.journal.write(Severity::kWarning, "a durable write failed, and succeeded as a plain one (commits flush from now on): " +
-                                              describe(durable.error()));
-  } else {  // it is writes that the device refuses
-    written = co_await write_persistently(chunk->range, &chunk->pieces, written.error(), nullptr);
+  } else {
+    *needs_flush = true;
+    const bool in_doubt = effects_ended != ended_before || copies_running != 0;
+    written = co_await env.device.write(chunk->range, chunk->pieces);
+    if (written && in_doubt) {
+      fail_store(durable.error(), "the device could not flush");
+      co_return fail(Code::kShutdown, "the device could not flush");
+    }
+    if (written) {
+      durable_writes_fail = true;
+      env.journal.write(Severity::kWarning, "a durable write failed, and succeeded as a plain one (commits flush from now on): " +
+                                                describe(durable.error()));
+    } else {  // it is writes that the device refuses
+      written = co_await write_persistently(chunk->range, &chunk->pieces, written.error(), nullptr);
+    }
   }
   if (written) {
     counters.writes++;
