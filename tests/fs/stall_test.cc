@@ -465,6 +465,37 @@ TEST_F(Stall, AMountDoesNotWait) {
   }
 }
 
+// What a killed server wrote may lie in the device's cache alone.
+TEST_F(Stall, AMountFlushesBeforeItWrites) {
+  mount(stall_options());
+  ASSERT_TRUE(write(0));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  for (const bool clean : {false, true}) {
+    if (clean) {
+      ASSERT_TRUE(volume->close());
+    }
+    TestVolume other(5, volume->device.image(), options);
+    other.device.fail_at(1, SimFault::kError);
+    EXPECT_FALSE(other.open());
+    EXPECT_EQ(other.device.counters().flushes(), 1U);
+    EXPECT_EQ(other.device.counters().operations_of(IoRequest::Op::kWrite), 0U);
+  }
+}
+
+// After a checkpoint by the next commit, which else would be one durable write; after a clean close at once.
+TEST_F(Stall, AllSuperblocksAreFlushed) {
+  mount(stall_options());
+  ASSERT_TRUE(write(0));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  ASSERT_TRUE(volume->run(fs().store().checkpoint()));
+  EXPECT_NE(volume->device.unsettled_count(), 0U);
+  ASSERT_TRUE(write(1));
+  ASSERT_EQ(sync(), Code::kInvalid);
+  EXPECT_EQ(volume->device.unsettled_count(), 0U);
+  ASSERT_TRUE(volume->close());
+  EXPECT_EQ(volume->device.unsettled_count(), 0U);
+}
+
 // Writes of every kind fail in turn, and all that come in some time after it.
 TEST_F(Stall, EachWriteFailsForAWhile) {
   VolumeOptions each = stall_options();
