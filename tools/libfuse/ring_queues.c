@@ -15,7 +15,7 @@
  *
  * The thread is bound to its queue's CPU, where the kernel wakes it beside whoever asks and waits: the cheapest way for requests
  * that come one at a time. One program that has many in flight would share that CPU with the thread, others idle, so while a queue is
- * crowded and alone its thread is anywhere but there (see place_thread(); 4 KiB reads, 16 in flight, on two CPUs: 145,000 a second
+ * crowded and alone its thread is anywhere but there (see place_thread(); 4 KiB reads, 16 in flight, on two CPUs: 148,000 a second
  * instead of 103,000; bound loosely with one in flight: 18,000 instead of 24,000).
  *
  * Invariants. queue->answered and queue->asleep are guarded by queue->lock; all else of a queue belongs to its thread once
