@@ -169,6 +169,10 @@ Outcome set_word(std::string_view option, MountOptions& options) {
     options.transport = FuseTransport::kRing;
   } else if (option == "noio_uring") {
     options.transport = FuseTransport::kDevice;
+  } else if (option == "busy_poll") {
+    options.busy_poll = true;
+  } else if (option == "nobusy_poll") {
+    options.busy_poll = false;
   } else if (option == "discard") {
     options.discard = true;
   } else if (option == "nodiscard") {

@@ -34,6 +34,7 @@ struct MountOptions {
   bool remount = false;
   bool writeback = false;  // the kernel's write-back cache
   FuseTransport transport = FuseTransport::kDevice;
+  bool busy_poll = true;  // for requests, while it pays (fs/fuse_request_poller.h)
   bool discard = true;
   GcMode gc = GcMode::kAuto;
   std::optional<bool> allow_other;  // unset: yes for root, no for others

@@ -66,12 +66,15 @@ ssize_t read_apart(int fd, void* memory, BufferPool& pool) {
 }
 
 ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
+  FuseServer& server = *static_cast<FuseServer*>(userdata);
+  server.poller().wait(fd);
   payload.is_there = false;
   // The library's buffer is as large as the requests that were agreed on; smaller ones need no place of their own.
   const bool apart = size >= kHeadBytes + FuseServer::kRequestBytesMax;
   const ssize_t got =
-      apart ? read_apart(fd, memory, static_cast<FuseServer*>(userdata)->buffers()) : read(fd, memory, size);
+      apart ? read_apart(fd, memory, server.buffers()) : read(fd, memory, size);
   if (got < static_cast<ssize_t>(sizeof(fuse_in_header))) return got;
+  server.poller().took(fd);
   fuse_in_header head;
   std::memcpy(&head, memory, sizeof(head));
   if (head.opcode == FUSE_SYNCFS && size >= kFsyncBytes) return make_sync_an_fsync(head, memory);
@@ -94,9 +97,11 @@ int clone_descriptor(int session_fd) {
 
 }  // namespace
 
-int install_request_reader(fuse_session* session) {
+int install_request_reader(fuse_session* session) { return install_device_read(session, read_request); }
+
+int install_device_read(fuse_session* session, DeviceRead* read) {
   fuse_custom_io functions{};
-  functions.read = read_request;
+  functions.read = read;
   functions.writev = write_reply;
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
   functions.clone_fd = clone_descriptor;

@@ -8,6 +8,9 @@
 // Not used over io_uring (tools/libfuse/ring_queues.c), where the kernel writes to memory that it shares with the library.
 #pragma once
 
+#include <sys/types.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -20,6 +23,10 @@ namespace cofs {
 // Has the session, which is mounted and serves nothing yet, read its requests so. Its userdata must be the FuseServer.
 // Returns 0, or an errno: ENOTSUP where the library was built without custom I/O, and reads by itself then.
 int install_request_reader(fuse_session* session);
+
+// The same for any server, by a read function of its own: what read(2) returns, with the session's userdata.
+using DeviceRead = ssize_t(int fd, void* memory, size_t size, void* userdata);
+int install_device_read(fuse_session* session, DeviceRead* read);
 
 // The data of the write that this thread's handler was called for, as WriteData::fill() would make it. `bytes`, `length`
 // (at most 1 MiB) and `offset` are the handler's arguments; what `bytes` points to is looked at only where the request

@@ -130,7 +130,8 @@ std::string why_no_ring(FuseTransport wanted) {
 FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
                        FuseServerOptions options)
     : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)),
-      invalidator_(monitor) {}
+      invalidator_(monitor),
+      poller_(options_.busy_poll && options_.transport == FuseTransport::kDevice) {}
 
 FuseServer::~FuseServer() {
   if (session_ != nullptr) {

@@ -25,6 +25,7 @@
 #include "fs/fuse_options.h"
 #include "fs/fuse_page_invalidator.h"
 #include "fs/fuse_request_counts.h"
+#include "fs/fuse_request_poller.h"
 #include "offload/monitor.h"
 
 struct fuse_session;
@@ -44,6 +45,7 @@ struct FuseServerOptions {
   bool keep_cache = true;  // false: opening a file drops what the kernel has of its data
   bool allow_other = false;
   FuseTransport transport = FuseTransport::kDevice;
+  bool busy_poll = true;  // by the kernel's device, while it pays
   FileDevice* device = nullptr;  // the filesystem's: its I/O may go along with requests (fuse_queues.h)
   std::vector<std::string> kernel_options;
   // Called right before a fuseblk mount, when the kernel is about to claim the device.
@@ -102,6 +104,8 @@ class FuseServer {
   BufferPool& buffers() { return fs_.environment().buffers; }
   const FuseServerOptions& options() const { return options_; }
   PageInvalidator& invalidator() { return invalidator_; }
+  RequestPoller& poller() { return poller_; }
+  const RequestPoller& poller() const { return poller_; }
   fuse_session* session() { return session_; }
   void request_started() {
     requests_.fetch_add(1, std::memory_order_relaxed);
@@ -153,6 +157,7 @@ class FuseServer {
   Journal& journal_;
   FuseServerOptions options_;
   PageInvalidator invalidator_;
+  RequestPoller poller_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
   bool hears_of_sync_ = false;  // set by mount()

@@ -184,6 +184,7 @@ class MountProcess {
     server.keep_cache = options_.access_times != AccessTimes::kStrict;
     server.allow_other = options_.allow_other.value_or(geteuid() == 0);
     server.transport = options_.transport;
+    server.busy_poll = options_.busy_poll;
     server.device = &machine.device();
     server.kernel_options = options_.kernel_options;
     server.release_claim = [&machine] { machine.device().target().release_claim(); };

@@ -144,6 +144,7 @@ Json memory_figures(FileSystem& fs) {
 // By these a program knows what it may ask of the mount.
 Json session_figures(const FuseServer& server) {
   const SessionFeatures features = server.features();
+  const RequestPoller::Counters polling = server.poller().counters();
   return {{"library", fuse_library()},
           {"protocol", fmt::format("{}.{}", features.protocol_major, features.protocol_minor)},
           {"transport", server.uses_ring() ? "io_uring" : "/dev/fuse"},
@@ -152,6 +153,8 @@ Json session_figures(const FuseServer& server) {
           {"statx", features.statx},
           {"copies_64", features.copies_64},
           {"hears_of_sync", server.hears_of_sync()},
+          {"polling_periods", polling.periods},
+          {"polled_requests", polling.requests},
           {"requests", server.requests_seen()}};
 }
 

@@ -82,6 +82,9 @@ TEST(MountOptions, Transport) {
   EXPECT_EQ(parsed("io_uring,noio_uring").transport, FuseTransport::kDevice);
   EXPECT_TRUE(parsed("io_uring").kernel_options.empty());
   EXPECT_FALSE(parse_mount_options("io_uring=yes").has_value());
+  EXPECT_TRUE(parsed("").busy_poll);
+  EXPECT_FALSE(parsed("nobusy_poll").busy_poll);
+  EXPECT_TRUE(parsed("nobusy_poll,busy_poll").busy_poll);
 }
 
 TEST(MountOptions, CopyOptions) {

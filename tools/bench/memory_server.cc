@@ -34,6 +34,8 @@
 
 #include "fs/fuse_connection.h"
 #include "fs/fuse_ops.h"
+#include "fs/fuse_request_poller.h"
+#include "fs/fuse_request_reader.h"
 #include "tools/bench/memory_tree.h"
 
 #ifdef COFS_LIBFUSE_RING
@@ -54,9 +56,10 @@ struct Settings {
 };
 
 struct MemoryServer {
-  explicit MemoryServer(Settings wanted) : settings(std::move(wanted)), tree(kReadyBytes) {}
+  explicit MemoryServer(Settings wanted) : settings(std::move(wanted)), poller(!settings.ring), tree(kReadyBytes) {}
 
   const Settings settings;
+  RequestPoller poller;
   MemoryTree tree;
   bool directories_open_alone = false;  // set before the first request
 };
@@ -452,6 +455,15 @@ int fail(const std::string& message) {
   return EXIT_FAILURE;
 }
 
+// Waits for requests as cofs does.
+ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
+  RequestPoller& poller = static_cast<MemoryServer*>(userdata)->poller;
+  poller.wait(fd);
+  const ssize_t got = read(fd, memory, size);
+  if (got > 0) poller.took(fd);
+  return got;
+}
+
 int serve(MemoryServer& server) {
   const Settings& settings = server.settings;
   std::string options = "fsname=" + settings.device +
@@ -470,6 +482,7 @@ int serve(MemoryServer& server) {
   fuse_opt_free_args(&arguments);
   if (session == nullptr) return fail("no session");
   if (fuse_session_mount(session, settings.mount_point.c_str()) != 0) return fail("not mounted");
+  if (install_device_read(session, read_request) != 0) return fail("the library takes no read function");
   prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
   umask(0);
   fuse_set_signal_handlers(session);

@@ -1,0 +1,165 @@
+#include "fs/fuse_request_poller.h"
+
+#include <poll.h>
+#include <sched.h>
+
+#include <ctime>
+#include <utility>
+
+namespace cofs {
+
+namespace {
+
+thread_local bool is_handling = false;  // a request that it took
+
+bool is_polling(uint32_t period) { return period % 2 == 1; }
+
+uint32_t cpus_of_this_process() {
+  cpu_set_t cpus;
+  return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? static_cast<uint32_t>(CPU_COUNT(&cpus)) : 1;
+}
+
+}  // namespace
+
+thread_local RequestPoller::Lead RequestPoller::lead;
+
+RequestPoller::RequestPoller(bool allowed)
+    : allowed_(allowed && cpus_of_this_process() > 1) {
+  sem_init(&let_go_, 0, 0);
+}
+
+RequestPoller::~RequestPoller() { sem_destroy(&let_go_); }
+
+RequestPoller::Counters RequestPoller::counters() const {
+  return {periods_.load(std::memory_order_relaxed), found_.load(std::memory_order_relaxed)};
+}
+
+bool RequestPoller::claim(std::atomic<uint32_t>& role, uint32_t period) {
+  uint32_t before = role.load();
+  return before != period && role.compare_exchange_strong(before, period);
+}
+
+bool RequestPoller::leads(uint32_t period) {
+  if (lead.poller == this && lead.period == period) return true;
+  if (!claim(led_, period)) return false;
+  lead = {};
+  lead.poller = this;
+  lead.period = period;
+  lead.began = Clock::now();
+  return true;
+}
+
+void RequestPoller::wait(int fd) {
+  if (!allowed_) return;
+  if (std::exchange(is_handling, false)) handling_.fetch_sub(1, std::memory_order_relaxed);
+  const uint32_t period = period_.load();
+  if (!is_polling(period)) return;
+  if (leads(period)) {
+    poll_for_request(fd, period);
+  } else {
+    park(period);
+  }
+}
+
+void RequestPoller::took(int fd) {
+  if (!allowed_) return;
+  lead.takes++;
+  if (lead.takes % kLookEvery == 0 && lead.poller == this && lead.period == period_.load(std::memory_order_relaxed)) {
+    pollfd another{fd, POLLIN, 0};
+    if (poll(&another, 1, 0) != 0) lead.crowded++;
+  }
+  is_handling = true;
+  const uint32_t others = handling_.fetch_add(1, std::memory_order_relaxed);
+  if (others > 0) accompanied_.fetch_add(1, std::memory_order_relaxed);
+  const uint32_t taken = taken_.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (taken % kWindow == 0 && !is_polling(period_.load(std::memory_order_relaxed))) think_over();
+}
+
+// One thread at a time, but for windows that follow each other within a request: then a window is judged wrongly.
+void RequestPoller::think_over() {
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  const Clock::rep began = window_began_.exchange(now, std::memory_order_relaxed);
+  const uint32_t accompanied = accompanied_.exchange(0, std::memory_order_relaxed);
+  const bool is_fast = now - began <= Clock::duration(kWindowMax).count();
+  const bool one_by_one = accompanied <= kWindow / 8;
+  slept_window_.store(now - began, std::memory_order_relaxed);
+  if (is_fast && one_by_one && now >= rest_until_.load(std::memory_order_relaxed)) begin_period();
+}
+
+void RequestPoller::begin_period() {
+  uint32_t period = period_.load();
+  if (!is_polling(period) && period_.compare_exchange_strong(period, period + 1)) {
+    periods_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+void RequestPoller::end_period(uint32_t period, bool paid) {
+  if (!period_.compare_exchange_strong(period, period + 1)) return;
+  if (!paid) rest_until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
+  // Whoever parks from now on sees that the period is over; who did before is counted.
+  for (uint32_t parked = parked_.load(); parked > 0; parked--) sem_post(&let_go_);
+}
+
+void RequestPoller::park(uint32_t period) {
+  // Cancellation unwinds this frame.
+  struct Place {
+    std::atomic<uint32_t>& parked;
+    explicit Place(std::atomic<uint32_t>& count) : parked(count) { parked.fetch_add(1); }
+    ~Place() { parked.fetch_sub(1); }
+  } place(parked_);
+  const bool watches = claim(watched_, period);
+  uint32_t taken = taken_.load(std::memory_order_relaxed);
+  while (period_.load() == period) {
+    if (!watches) {
+      sem_wait(&let_go_);
+      continue;
+    }
+    timespec until{};
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += std::chrono::nanoseconds(kStuckAfter).count();
+    if (until.tv_nsec >= 1'000'000'000) {
+      until.tv_nsec -= 1'000'000'000;
+      until.tv_sec++;
+    }
+    if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0) continue;
+    const uint32_t before = std::exchange(taken, taken_.load(std::memory_order_relaxed));
+    if (taken == before && handling_.load(std::memory_order_relaxed) > 0) end_period(period, true);
+  }
+}
+
+void RequestPoller::poll_for_request(int fd, uint32_t period) {
+  pollfd request{fd, POLLIN, 0};
+  const Clock::time_point began = Clock::now();
+  Clock::time_point now = began;
+  bool found = poll(&request, 1, 0) != 0;
+  while (!found && now - began < kPollTime) {
+    sched_yield();
+    found = poll(&request, 1, 0) != 0;
+    now = Clock::now();
+  }
+  if (now - began < kPollTime) {
+    found_.fetch_add(1, std::memory_order_relaxed);
+  } else {
+    lead.missed++;
+  }
+  const bool was_kept_away = now - began > kStuckAfter;
+  if (was_kept_away || lead.missed > kWindow / 4 || lead.crowded > kWindow / kLookEvery / 2) {
+    end_period(period, false);
+    return;
+  }
+  if (++lead.waits == kWindow) end_window(period, now);
+  if (found) return;
+  // Asleep, but for long only where all are.
+  if (poll(&request, 1, static_cast<int>(kIdleAfter.count())) == 0) end_period(period, true);
+}
+
+void RequestPoller::end_window(uint32_t period, Clock::time_point now) {
+  const Clock::rep took = (now - lead.began).count();
+  const bool pays = took < slept_window_.load(std::memory_order_relaxed) / 100 * kPaysBelow;
+  // Where it paid before, requests have become others: they are measured anew, without a rest.
+  if (!pays || ++lead.windows == kPeriodWindows) end_period(period, pays || lead.windows > 0);
+  lead.waits = lead.crowded = lead.missed = 0;
+  lead.began = now;
+}
+
+}  // namespace cofs

@@ -1,0 +1,101 @@
+// RequestPoller: how the threads that read requests from the kernel's device wait for the next one.
+//
+// As a rule they sleep there, all of them, and the kernel wakes one for each request. A program that asks for one thing after
+// the other then pays two wake-ups, mostly across CPUs, for a request that may take a tenth of that. So while requests come
+// so, one thread, the leader, polls for a moment after each before it sleeps, as sockets do with net.core.busy_poll, and yields its CPU
+// all the while; the others are parked, lest the kernel wake them for what the leader takes. Whether that pays is measured:
+// a window of requests by polling must take less time than one before did by sleeping, else there is a rest. It is given up early where
+// several requests are there at once, for which more threads are better, or where they come late (the program thinks, or
+// others need the CPU). docs/decisions/0017 has the figures.
+//
+// Invariants. In an odd period one thread leads, and no other begins to read; in an even one all may read. The thread that ends
+// a period lets all parked ones go. A handler that keeps the leader longer than kStuckAfter ends the period: a parked
+// thread watches for that. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
+// Not for: requests by io_uring (tools/libfuse/ring_queues.c).
+#pragma once
+
+#include <semaphore.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace cofs {
+
+class RequestPoller {
+ public:
+  static constexpr uint32_t kWindow = 256;   // requests, after which it is thought over
+  static constexpr uint32_t kLookEvery = 4;  // requests: whether there are more
+  // Requests come fast if a window takes no longer: otherwise wake-ups are little of what they take.
+  static constexpr std::chrono::microseconds kWindowMax{kWindow * 150};
+  // What a window of polling may take, in percent of one of sleeping.
+  static constexpr uint32_t kPaysBelow = 90;
+  static constexpr uint32_t kPeriodWindows = 64;  // after which sleeping is measured anew
+  static constexpr std::chrono::microseconds kPollTime{60};
+  static constexpr std::chrono::milliseconds kIdleAfter{1};
+  static constexpr std::chrono::milliseconds kStuckAfter{1};
+  static constexpr std::chrono::milliseconds kRest{200};
+
+  // False: always sleep, which is also what happens with a single CPU.
+  explicit RequestPoller(bool allowed);
+  // REQUIRES: no thread is in wait().
+  ~RequestPoller();
+  RequestPoller(const RequestPoller&) = delete;
+
+  // To be called by a thread of the library before it reads from `fd`, and took() after it has got a request. It
+  // returns when a request may be there, or when the thread is to sleep in its read.
+  void wait(int fd);
+  void took(int fd);
+
+  struct Counters {
+    uint64_t periods = 0;   // in which there was polling
+    uint64_t requests = 0;  // that a poll found, nobody being woken
+  };
+  Counters counters() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  // What a thread knows of its leadership.
+  struct Lead {
+    const RequestPoller* poller = nullptr;
+    uint32_t period = 0;
+    uint32_t takes = 0;
+    // In this window:
+    uint32_t waits = 0;
+    uint32_t crowded = 0;  // looks that found another request behind the one that was taken
+    uint32_t missed = 0;   // polls that found none in time
+    Clock::time_point began;
+    uint32_t windows = 0;  // of the period, before this one
+  };
+  static thread_local Lead lead;
+
+  bool leads(uint32_t period);
+  void park(uint32_t period);
+  void poll_for_request(int fd, uint32_t period);
+  void end_window(uint32_t period, Clock::time_point now);
+  void think_over();
+  void begin_period();
+  // Does nothing if the period is over already. Unless it `paid` there is a rest.
+  void end_period(uint32_t period, bool paid);
+  // True once in each period.
+  static bool claim(std::atomic<uint32_t>& role, uint32_t period);
+
+  const bool allowed_;
+  sem_t let_go_;  // may have more tokens than there are parked threads: these look at the period again
+  std::atomic<uint32_t> period_{0};
+  std::atomic<uint32_t> led_{0};      // the last period that has a leader
+  std::atomic<uint32_t> watched_{0};  // the last one in which a parked thread has an eye on the leader
+  std::atomic<uint32_t> parked_{0};
+  std::atomic<uint32_t> handling_{0};  // threads between took() and wait()
+  std::atomic<uint32_t> taken_{0};
+  std::atomic<uint32_t> accompanied_{0};  // requests of a window that came while another thread handled one
+  std::atomic<Clock::rep> window_began_{0};
+  std::atomic<Clock::rep> slept_window_{0};  // how long the last window of sleeping took
+  std::atomic<Clock::rep> rest_until_{0};
+
+  std::atomic<uint64_t> periods_{0};
+  std::atomic<uint64_t> found_{0};
+};
+
+}  // namespace cofs

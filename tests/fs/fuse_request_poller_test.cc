@@ -1,0 +1,167 @@
+// RequestPoller on a pipe, which wakes its readers as the kernel's device does: one for each byte.
+#include "fs/fuse_request_poller.h"
+
+#include <gtest/gtest.h>
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <ctime>
+#include <functional>
+#include <semaphore>
+#include <thread>
+#include <vector>
+
+namespace cofs {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kPatience = 60s;
+
+bool has_cpus() {
+  cpu_set_t cpus;
+  return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 && CPU_COUNT(&cpus) > 1;
+}
+
+std::chrono::nanoseconds processor_time() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
+
+// Threads that serve requests of a byte, and a program that asks.
+class Server {
+ public:
+  static constexpr char kQuick = 'q';
+  static constexpr char kBlocking = 'b';  // its handler waits for release()
+
+  explicit Server(bool allowed, int threads = 3) : poller(allowed) {
+    EXPECT_EQ(pipe(requests_.data()), 0);
+    EXPECT_EQ(pipe(replies_.data()), 0);
+    for (int i = 0; i < threads; i++) threads_.emplace_back([this] { serve(); });
+  }
+  // As libfuse ends its threads.
+  ~Server() {
+    for (std::thread& thread : threads_) pthread_cancel(thread.native_handle());
+    for (std::thread& thread : threads_) thread.join();
+    for (int fd : {requests_[0], requests_[1], replies_[0], replies_[1]}) close(fd);
+  }
+
+  void send(char request) { EXPECT_EQ(write(requests_[1], &request, 1), 1); }
+  char reply() {
+    char request = 0;
+    EXPECT_EQ(read(replies_[0], &request, 1), 1);
+    return request;
+  }
+  void ask(int count) {
+    for (int i = 0; i < count; i++) {
+      send(kQuick);
+      EXPECT_EQ(reply(), kQuick);
+    }
+  }
+  // Asks until `done`; false if that takes too long.
+  bool ask_until(const std::function<bool()>& done) {
+    for (const auto end = Clock::now() + kPatience; Clock::now() < end; ask(64)) {
+      if (done()) return true;
+    }
+    return false;
+  }
+  void release() { released_.release(); }
+
+  RequestPoller poller;
+
+ private:
+  void serve() {
+    for (;;) {
+      poller.wait(requests_[0]);
+      char request = 0;
+      if (read(requests_[0], &request, 1) != 1) return;
+      poller.took(requests_[0]);
+      int before = 0;
+      pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+      if (request == kBlocking) released_.acquire();
+      EXPECT_EQ(write(replies_[1], &request, 1), 1);
+      pthread_setcancelstate(before, nullptr);
+    }
+  }
+
+  std::array<int, 2> requests_{};
+  std::array<int, 2> replies_{};
+  std::counting_semaphore<> released_{0};
+  std::vector<std::thread> threads_;
+};
+
+TEST(RequestPollerTest, PollsWhileRequestsComeOneByOne) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  Server server(true);
+  EXPECT_TRUE(server.ask_until([&] { return server.poller.counters().requests >= 1000; }));
+  EXPECT_GE(server.poller.counters().periods, 1u);
+}
+
+TEST(RequestPollerTest, NeverWhereItIsNotAllowed) {
+  Server server(false);
+  server.ask(5000);
+  EXPECT_EQ(server.poller.counters().periods, 0u);
+}
+
+TEST(RequestPollerTest, CostsNothingWhenNobodyAsks) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  Server server(true);
+  ASSERT_TRUE(server.ask_until([&] { return server.poller.counters().requests >= 1000; }));
+  std::this_thread::sleep_for(100ms);
+  const auto before = processor_time();
+  std::this_thread::sleep_for(1s);
+  EXPECT_LT(processor_time() - before, 100ms);
+}
+
+TEST(RequestPollerTest, SlowProgramsAreNotPolledFor) {
+  Server server(true);
+  for (int i = 0; i < 600; i++) {
+    server.ask(1);
+    std::this_thread::sleep_for(1ms);
+  }
+  EXPECT_EQ(server.poller.counters().periods, 0u);
+}
+
+// While the leader is kept, the others are parked: one of them must see to it.
+TEST(RequestPollerTest, AKeptLeaderHoldsUpNobody) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  Server server(true);
+  int led = 0;
+  for (const auto end = Clock::now() + kPatience; led < 20 && Clock::now() < end;) {
+    server.ask(100);
+    const uint64_t before = server.poller.counters().requests;
+    server.send(Server::kBlocking);
+    server.send(Server::kQuick);
+    EXPECT_EQ(server.reply(), Server::kQuick);  // hangs where nobody does
+    if (server.poller.counters().requests > before) led++;
+    server.release();
+    EXPECT_EQ(server.reply(), Server::kBlocking);
+  }
+  EXPECT_EQ(led, 20);
+}
+
+TEST(RequestPollerTest, EndsInTheMidstOfIt) {
+  for (int i = 0; i < 50; i++) {
+    Server server(true);
+    server.ask(300 + i * 20);
+  }
+}
+
+// Several programs at once: nothing is lost, whichever way the threads wait.
+TEST(RequestPollerTest, ManyAtOnce) {
+  Server server(true);
+  for (int round = 0; round < 200; round++) {
+    server.ask(300);
+    for (int i = 0; i < 100; i++) server.send(Server::kQuick);
+    for (int i = 0; i < 100; i++) EXPECT_EQ(server.reply(), Server::kQuick);
+  }
+}
+
+}  // namespace
+}  // namespace cofs
