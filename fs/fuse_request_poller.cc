@@ -11,6 +11,7 @@ namespace cofs {
 namespace {
 
 thread_local bool is_handling = false;  // a request that it took
+thread_local bool is_asleep = false;    // in its read, or on its way there, with all others
 
 bool is_polling(uint32_t period) { return period % 2 == 1; }
 
@@ -36,7 +37,7 @@ RequestPoller::Counters RequestPoller::counters() const {
 
 bool RequestPoller::claim(std::atomic<uint32_t>& role, uint32_t period) {
   uint32_t before = role.load();
-  return before != period && role.compare_exchange_strong(before, period);
+  return static_cast<int32_t>(period - before) > 0 && role.compare_exchange_strong(before, period);
 }
 
 bool RequestPoller::leads(uint32_t period) {
@@ -52,8 +53,13 @@ bool RequestPoller::leads(uint32_t period) {
 void RequestPoller::wait(int fd) {
   if (!allowed_) return;
   if (std::exchange(is_handling, false)) handling_.fetch_sub(1, std::memory_order_relaxed);
+  if (std::exchange(is_asleep, false)) asleep_.fetch_sub(1, std::memory_order_relaxed);
   const uint32_t period = period_.load();
-  if (!is_polling(period)) return;
+  if (!is_polling(period)) {
+    is_asleep = true;
+    asleep_.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
   if (leads(period)) {
     poll_for_request(fd, period);
   } else {
@@ -68,6 +74,7 @@ void RequestPoller::took(int fd) {
     pollfd another{fd, POLLIN, 0};
     if (poll(&another, 1, 0) != 0) lead.crowded++;
   }
+  if (std::exchange(is_asleep, false)) asleep_.fetch_sub(1, std::memory_order_relaxed);
   is_handling = true;
   const uint32_t others = handling_.fetch_add(1, std::memory_order_relaxed);
   if (others > 0) accompanied_.fetch_add(1, std::memory_order_relaxed);
@@ -95,6 +102,7 @@ void RequestPoller::begin_period() {
 
 void RequestPoller::end_period(uint32_t period, bool paid) {
   if (!period_.compare_exchange_strong(period, period + 1)) return;
+  window_began_.store(0, std::memory_order_relaxed);  // a window of sleeping has nothing of this period
   if (!paid) rest_until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
   // Whoever parks from now on sees that the period is over; who did before is counted.
   for (uint32_t parked = parked_.load(); parked > 0; parked--) sem_post(&let_go_);
@@ -123,11 +131,14 @@ void RequestPoller::park(uint32_t period) {
     }
     if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0) continue;
     const uint32_t before = std::exchange(taken, taken_.load(std::memory_order_relaxed));
-    if (taken == before && handling_.load(std::memory_order_relaxed) > 0) end_period(period, true);
+    if (taken == before) end_period(period, true);
   }
 }
 
 void RequestPoller::poll_for_request(int fd, uint32_t period) {
+  // Some sleep there since before the period. The kernel would wake them for each request; so they have the next ones, in turn, and are parked
+  // when they come back.
+  if (asleep_.load(std::memory_order_relaxed) > 0) return;
   pollfd request{fd, POLLIN, 0};
   const Clock::time_point began = Clock::now();
   Clock::time_point now = began;

@@ -9,8 +9,8 @@
 // others need the CPU). docs/decisions/0017 has the figures.
 //
 // Invariants. In an odd period one thread leads, and no other begins to read; in an even one all may read. The thread that ends
-// a period lets all parked ones go. A handler that keeps the leader longer than kStuckAfter ends the period: a parked
-// thread watches for that. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
+// a period lets all parked ones go. Where no request is taken for kStuckAfter, since nobody asks or the leader is kept, a parked thread ends
+// the period. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
 // Not for: requests by io_uring (tools/libfuse/ring_queues.c).
 #pragma once
 
@@ -88,6 +88,7 @@ class RequestPoller {
   std::atomic<uint32_t> watched_{0};  // the last one in which a parked thread has an eye on the leader
   std::atomic<uint32_t> parked_{0};
   std::atomic<uint32_t> handling_{0};  // threads between took() and wait()
+  std::atomic<uint32_t> asleep_{0};    // threads in their read since an even period
   std::atomic<uint32_t> taken_{0};
   std::atomic<uint32_t> accompanied_{0};  // requests of a window that came while another thread handled one
   std::atomic<Clock::rep> window_began_{0};

@@ -281,7 +281,8 @@ void FileDevice::serve_by_ring_in_place(IoRequest& request) {
       COFS_ASSERT(queued);  // whoever has the ring leaves it empty
       do {
         int outcome = in_place_ring_->submit(true);
-        COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY);
+        // ENOMEM: the kernel needs memory for each thread that uses a ring. The write stays queued.
+        COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY || outcome == ENOMEM);
       } while (in_place_ring_->reap({&completion, 1}) == 0);
     } while (!transfer.advance(completion.outcome));
   }

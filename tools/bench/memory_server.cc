@@ -56,7 +56,7 @@ struct Settings {
 };
 
 struct MemoryServer {
-  explicit MemoryServer(Settings wanted) : settings(std::move(wanted)), poller(!settings.ring), tree(kReadyBytes) {}
+  explicit MemoryServer(Settings wanted) : settings(std::move(wanted)), poller(!settings.ring && !settings.one_thread), tree(kReadyBytes) {}
 
   const Settings settings;
   RequestPoller poller;
