@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include <cstdio>
+#include <functional>
 #include <memory>
 
 #include "offload/base/checksum.h"
@@ -44,6 +45,19 @@ class Stall : public testing::Test {
     ASSERT_TRUE(made);
     ino = made->ino;
     ASSERT_TRUE(volume->run(fs().sync_file(ino)));
+  }
+  // `look` at a volume that is to be mounted again: as a killed server leaves it, and after a clean close.
+  void mount_killed_then_closed(const std::function<void(TestVolume&)>& look) {
+    mount(stall_options());
+    ASSERT_TRUE(write(0));
+    ASSERT_EQ(sync(), Code::kInvalid);
+    for (const bool clean : {false, true}) {
+      if (clean) {
+        ASSERT_TRUE(volume->close());
+      }
+      TestVolume next(5, volume->device.image(), options);
+      look(next);
+    }
   }
   FileSystem& fs() { return volume->fs(); }
   uint64_t now() { return volume->world.clock.monotonic_ns(); }
@@ -452,34 +466,20 @@ TEST_F(Stall, WithoutAnUnmountNothingWaitsEither) {
 
 // A mount is either made or not: nothing waits for the device before it is there.
 TEST_F(Stall, AMountDoesNotWait) {
-  mount(stall_options());
-  ASSERT_TRUE(write(0));
-  ASSERT_EQ(sync(), Code::kInvalid);
-  for (const bool clean : {false, true}) {
-    if (clean) {
-      ASSERT_TRUE(volume->close());
-    }
-    TestVolume broken(5, volume->device.image(), options);
+  mount_killed_then_closed([](TestVolume& broken) {
     broken.device.refuse_writes(0, kEver);
     EXPECT_FALSE(broken.open());
-  }
+  });
 }
 
 // What a killed server wrote may lie in the device's cache alone.
 TEST_F(Stall, AMountFlushesBeforeItWrites) {
-  mount(stall_options());
-  ASSERT_TRUE(write(0));
-  ASSERT_EQ(sync(), Code::kInvalid);
-  for (const bool clean : {false, true}) {
-    if (clean) {
-      ASSERT_TRUE(volume->close());
-    }
-    TestVolume other(5, volume->device.image(), options);
+  mount_killed_then_closed([](TestVolume& other) {
     other.device.fail_at(1, SimFault::kError);
     EXPECT_FALSE(other.open());
     EXPECT_EQ(other.device.counters().flushes(), 1U);
     EXPECT_EQ(other.device.counters().operations_of(IoRequest::Op::kWrite), 0U);
-  }
+  });
 }
 
 // After a checkpoint by the next commit, which else would be one durable write; after a clean close at once.
