@@ -11,7 +11,7 @@
 // Invariants. In an odd period one thread leads, and no other begins to read; in an even one all may read. The thread that ends
 // a period lets all parked ones go. Where no request is taken for kStuckAfter, since nobody asks or the leader is kept, a parked thread ends
 // the period. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
-// Not for: requests by io_uring (tools/libfuse/ring_queues.c).
+// Not for: requests by io_uring (tools/libfuse/ring_queues.c), nor a library that reads by itself (fs/fuse_request_reader.h).
 #pragma once
 
 #include <semaphore.h>

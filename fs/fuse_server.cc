@@ -220,8 +220,8 @@ Outcome FuseServer::mount() {
   hears_of_sync_ = error == 0 && (options_.transport == FuseTransport::kDevice || FuseQueues::are_ours());
   messages.take_last();
   if (error != 0) {
-    journal_.write(Severity::kInfo, std::string("the library reads requests by itself: writes are copied once more, and "
-                                                "sync(2) does not reach this mount (cofs sync does): ") +
+    journal_.write(Severity::kInfo, std::string("the library reads requests by itself: writes are copied once more, requests "
+                                                "are not polled for, and sync(2) does not reach this mount (cofs sync does): ") +
                                         strerror(error));
   }
   messages.set_journal(&journal_);
