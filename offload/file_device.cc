@@ -128,7 +128,13 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
     }
     ring_threads_.push_back(std::move(*thread));
   }
-  if (!ring_threads_.empty()) return;
+  if (!ring_threads_.empty()) {
+    // Not having it is told by nothing: durable writes then go to the threads.
+    if (geometry_.is_block_device) {
+      in_place_ring_ = Ring::create_in_turns(1, target_.lock_fd()).value_or(nullptr);
+    }
+    return;
+  }
   journal_.write(Severity::kWarning, fmt::format("{}: reading and writing by {} blocking threads",
                                                  geometry_.name, kSubstituteWorkers));
   substitutes_ = std::make_unique<WorkerThreads>(
@@ -236,9 +242,7 @@ Result<> FileDevice::check(const IoRequest& request) const {
 }
 
 bool FileDevice::may_be_inline(const IoRequest& request) {
-  // A blocking call that makes its write durable flushes a block device once more after it, an asynchronous one doesn't (Linux 6.18,
-  // blkdev_write_iter).
-  bool may_block = !request.durable || (options_.inline_flush && !geometry_.is_block_device);
+  bool may_block = !request.durable || (options_.inline_flush && (!geometry_.is_block_device || in_place_ring_));
   bool small_transfer =
       (request.op == IoRequest::Op::kRead || request.op == IoRequest::Op::kWrite) &&
       request.range.count <= kInlineBlocksMax && options_.inline_io && may_block;
@@ -257,7 +261,33 @@ void FileDevice::serve_inline(IoRequest& request) {
     serve_flush(request);
     return;
   }
-  serve_transfer(request);
+  // A blocking call that makes its write durable flushes a block device once more after it, an asynchronous one doesn't (Linux 6.18,
+  // blkdev_write_iter).
+  if (request.durable && geometry_.is_block_device) {
+    serve_by_ring_in_place(request);
+  } else {
+    serve_transfer(request);
+  }
+}
+
+void FileDevice::serve_by_ring_in_place(IoRequest& request) {
+  Transfer transfer;
+  transfer.begin(request);
+  {
+    std::lock_guard lock(in_place_mutex_);
+    RingCompletion completion;
+    do {
+      const bool queued = in_place_ring_->write(target_.fd(), transfer.vectors(), transfer.offset(), transfer.flags(), &transfer);
+      COFS_ASSERT(queued);  // whoever has the ring leaves it empty
+      do {
+        int outcome = in_place_ring_->submit(true);
+        // ENOMEM: the kernel needs memory for each thread that uses a ring. The write stays queued.
+        COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY || outcome == ENOMEM);
+      } while (in_place_ring_->reap({&completion, 1}) == 0);
+    } while (!transfer.advance(completion.outcome));
+  }
+  if (!request.result) transfer_failed(request, transfer.error_number());
+  finish(request);
 }
 
 void FileDevice::serve_transfer(IoRequest& request) {

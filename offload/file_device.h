@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <expected>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@
 #include "offload/request_list.h"
 #include "offload/ring_thread.h"
 #include "offload/target.h"
+#include "offload/uring.h"
 #include "offload/worker_threads.h"
 
 namespace cofs {
@@ -91,6 +93,7 @@ class FileDevice final : public Device, private RequestSink {
   void serve_inline(IoRequest& request);
   void submit_transfers(RequestList& transfers);
   void serve_transfer(IoRequest& request);
+  void serve_by_ring_in_place(IoRequest& request);
   void serve_flush(IoRequest& request);
   void serve_discard(IoRequest& request);
 
@@ -125,6 +128,9 @@ class FileDevice final : public Device, private RequestSink {
   std::unique_ptr<WorkerThreads> substitutes_;  // only where there is no io_uring
   std::span<std::byte> memory_;                 // to be registered with rings
   std::vector<std::unique_ptr<RingThread>> ring_threads_;
+  // For durable writes to block devices that are done in place; null: none are.
+  std::mutex in_place_mutex_;
+  std::unique_ptr<Ring> in_place_ring_;  // used by the holder of in_place_mutex_
 };
 
 }  // namespace cofs

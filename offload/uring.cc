@@ -18,10 +18,9 @@ int hold(io_uring& ring, int fd) {
   return fd < 0 ? 0 : -io_uring_register_files(&ring, &fd, 1);
 }
 
-// Sets `ring` up with `flags` and the best of the flags that only make it faster; the name of
-// these. The error is an errno.
-std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_t flags,
-                                       int held_fd) {
+// Sets `ring` up with `flags` and the best of the flags that only make it faster, of those that any thread may use if
+// `in_turns`; the name of these. The error is an errno.
+std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_t flags, int held_fd, bool in_turns) {
   struct Flavour {
     uint32_t flags;
     const char* name;
@@ -33,6 +32,7 @@ std::expected<const char*, int> set_up(io_uring& ring, uint32_t entries, uint32_
   };
   int error = 0;
   for (const Flavour& flavour : kFlavours) {
+    if (in_turns && (flavour.flags & IORING_SETUP_SINGLE_ISSUER) != 0) continue;
     io_uring_params params{};
     params.flags = flags | flavour.flags;
     error = -io_uring_queue_init_params(entries, &ring, &params);
@@ -68,10 +68,18 @@ Ring::~Ring() {
 }
 
 std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries, int held_fd) {
+  return create(entries, held_fd, false);
+}
+
+std::expected<std::unique_ptr<Ring>, int> Ring::create_in_turns(uint32_t entries, int held_fd) {
+  return create(entries, held_fd, true);
+}
+
+std::expected<std::unique_ptr<Ring>, int> Ring::create(uint32_t entries, int held_fd, bool in_turns) {
   std::unique_ptr<Ring> ring(new Ring);
   ring->own_ = std::make_unique<io_uring>();
   ring->ring_ = ring->own_.get();
-  auto flavour = set_up(*ring->ring_, entries, 0, held_fd);
+  auto flavour = set_up(*ring->ring_, entries, 0, held_fd, in_turns);
   if (!flavour) return std::unexpected(flavour.error());
   ring->ready_ = true;
   ring->flavour_ = *flavour;
@@ -168,8 +176,7 @@ CommandRing::~CommandRing() {
 std::expected<std::unique_ptr<CommandRing>, int> CommandRing::create(uint32_t entries,
                                                                      int held_fd) {
   std::unique_ptr<CommandRing> ring(new CommandRing);
-  auto flavour = set_up(*ring->ring_, entries, IORING_SETUP_SQE128 | IORING_SETUP_CQE32,
-                        held_fd);
+  auto flavour = set_up(*ring->ring_, entries, IORING_SETUP_SQE128 | IORING_SETUP_CQE32, held_fd, false);
   if (!flavour) return std::unexpected(flavour.error());
   ring->ready_ = true;
   return ring;

@@ -3,7 +3,8 @@
 //
 // All calls, creation and destruction included, are made by the thread that waits on the ring: then
 // completions are reaped in that thread's own time and wake nobody else (SINGLE_ISSUER,
-// DEFER_TASKRUN; on kernels before 6.1 the ring goes without them and is only slower). Commands get
+// DEFER_TASKRUN; on kernels before 6.1 the ring goes without them and is only slower). A ring that threads use
+// in turns is made for that, and goes without, too. Commands get
 // along with these flags: seen with NVMe on 6.1 and 6.12, and with /dev/null on 6.18.
 #pragma once
 
@@ -32,6 +33,8 @@ class Ring {
   // the kernel keeps open until the ring's last operation has ended, also when the process is killed
   // before: what holds the lock on the target. The error is an errno.
   static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries, int held_fd);
+  // The same for threads that use it one after the other, each until all that it started has completed.
+  static std::expected<std::unique_ptr<Ring>, int> create_in_turns(uint32_t entries, int held_fd);
   // A ring of somebody else, who creates, submits and reaps it; all calls are made by its thread. `file` is the index of
   // a registered file that may be set, for held_fd. It must outlive this. The error is an errno.
   static std::expected<std::unique_ptr<Ring>, int> borrow(io_uring& ring, int held_fd, uint32_t file);
@@ -63,6 +66,7 @@ class Ring {
   static constexpr uint64_t kRegisteredBytesMax = uint64_t{1} << 30;
 
   Ring();
+  static std::expected<std::unique_ptr<Ring>, int> create(uint32_t entries, int held_fd, bool in_turns);
   // The index of the registered piece that holds all of `vector`, or -1.
   int registered_index(const iovec& vector) const;
 
