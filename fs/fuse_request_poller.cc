@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <ctime>
 #include <utility>
 
@@ -41,13 +42,17 @@ bool RequestPoller::claim(std::atomic<uint32_t>& role, uint32_t period) {
 }
 
 bool RequestPoller::leads(uint32_t period) {
-  if (lead.poller == this && lead.period == period) return true;
+  if (lead.poller == this && lead.period == period) return lead.term == term_.load();
   if (!claim(led_, period)) return false;
+  begin_lead(period);
+  return true;
+}
+
+void RequestPoller::begin_lead(uint32_t period) {
   lead = {};
   lead.poller = this;
   lead.period = period;
-  lead.began = Clock::now();
-  return true;
+  lead.term = term_.fetch_add(1) + 1;
 }
 
 void RequestPoller::wait(int fd) {
@@ -60,11 +65,8 @@ void RequestPoller::wait(int fd) {
     asleep_.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  if (leads(period)) {
-    poll_for_request(fd, period);
-  } else {
-    park(period);
-  }
+  if (!leads(period)) park(period);
+  if (period_.load() == period) poll_for_request(fd, period);
 }
 
 void RequestPoller::took(int fd) {
@@ -78,31 +80,43 @@ void RequestPoller::took(int fd) {
   is_handling = true;
   const uint32_t others = handling_.fetch_add(1, std::memory_order_relaxed);
   if (others > 0) accompanied_.fetch_add(1, std::memory_order_relaxed);
-  const uint32_t taken = taken_.fetch_add(1, std::memory_order_relaxed) + 1;
-  if (taken % kWindow == 0 && !is_polling(period_.load(std::memory_order_relaxed))) think_over();
+  taken_.fetch_add(1, std::memory_order_relaxed);
+  const Clock::time_point now = Clock::now();
+  const Clock::rep took_at = now.time_since_epoch().count();
+  const Clock::rep pause = took_at - took_at_.exchange(took_at, std::memory_order_relaxed);
+  time_.fetch_add(std::clamp<Clock::rep>(pause, 0, Clock::duration(kPauseMax).count()), std::memory_order_relaxed);
+  const uint32_t requests = requests_.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (requests == kWindow && !is_polling(period_.load(std::memory_order_relaxed))) think_over(now);
+}
+
+RequestPoller::Clock::rep RequestPoller::begin_window() {
+  requests_.store(0, std::memory_order_relaxed);
+  accompanied_.store(0, std::memory_order_relaxed);
+  return time_.exchange(0, std::memory_order_relaxed);
 }
 
 // One thread at a time, but for windows that follow each other within a request: then a window is judged wrongly.
-void RequestPoller::think_over() {
-  const Clock::rep now = Clock::now().time_since_epoch().count();
-  const Clock::rep began = window_began_.exchange(now, std::memory_order_relaxed);
-  const uint32_t accompanied = accompanied_.exchange(0, std::memory_order_relaxed);
-  const bool is_fast = now - began <= Clock::duration(kWindowMax).count();
-  const bool one_by_one = accompanied <= kWindow / 8;
-  slept_window_.store(now - began, std::memory_order_relaxed);
-  if (is_fast && one_by_one && now >= rest_until_.load(std::memory_order_relaxed)) begin_period();
+void RequestPoller::think_over(Clock::time_point now) {
+  const bool one_by_one = accompanied_.load(std::memory_order_relaxed) <= kWindow / 8;
+  const Clock::rep time = begin_window();
+  const bool is_fast = time <= Clock::duration(kWindowMax).count();
+  const bool has_rested = now.time_since_epoch().count() >= rest_until_.load(std::memory_order_relaxed);
+  slept_window_.store(time, std::memory_order_relaxed);
+  if (is_fast && one_by_one && has_rested) begin_period();
 }
 
 void RequestPoller::begin_period() {
   uint32_t period = period_.load();
-  if (!is_polling(period) && period_.compare_exchange_strong(period, period + 1)) {
+  if (is_polling(period)) return;
+  windows_.store(0, std::memory_order_relaxed);
+  if (period_.compare_exchange_strong(period, period + 1)) {
     periods_.fetch_add(1, std::memory_order_relaxed);
   }
 }
 
 void RequestPoller::end_period(uint32_t period, bool paid) {
   if (!period_.compare_exchange_strong(period, period + 1)) return;
-  window_began_.store(0, std::memory_order_relaxed);  // a window of sleeping has nothing of this period
+  begin_window();
   if (!paid) rest_until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
   // Whoever parks from now on sees that the period is over; who did before is counted.
   for (uint32_t parked = parked_.load(); parked > 0; parked--) sem_post(&let_go_);
@@ -115,9 +129,10 @@ void RequestPoller::park(uint32_t period) {
     explicit Place(std::atomic<uint32_t>& count) : parked(count) { parked.fetch_add(1); }
     ~Place() { parked.fetch_sub(1); }
   } place(parked_);
-  const bool watches = claim(watched_, period);
   uint32_t taken = taken_.load(std::memory_order_relaxed);
+  bool watches = false;
   while (period_.load() == period) {
+    watches = watches || claim(watched_, period);
     if (!watches) {
       sem_wait(&let_go_);
       continue;
@@ -131,8 +146,20 @@ void RequestPoller::park(uint32_t period) {
     }
     if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0) continue;
     const uint32_t before = std::exchange(taken, taken_.load(std::memory_order_relaxed));
-    if (taken == before) end_period(period, true);
+    if (taken != before) continue;
+    if (handling_.load(std::memory_order_relaxed) > 0) {
+      take_lead(period);
+      return;
+    }
+    end_period(period, true);
   }
+}
+
+// By the thread that watches. Another one, or the leader that was, watches from now on.
+void RequestPoller::take_lead(uint32_t period) {
+  begin_lead(period);
+  watched_.store(period - 1);
+  sem_post(&let_go_);
 }
 
 void RequestPoller::poll_for_request(int fd, uint32_t period) {
@@ -158,19 +185,18 @@ void RequestPoller::poll_for_request(int fd, uint32_t period) {
     end_period(period, false);
     return;
   }
-  if (++lead.waits == kWindow) end_window(period, now);
+  if (requests_.load(std::memory_order_relaxed) >= kWindow) end_window(period);
   if (found) return;
   // Asleep, but for long only where all are.
   if (poll(&request, 1, static_cast<int>(kIdleAfter.count())) == 0) end_period(period, true);
 }
 
-void RequestPoller::end_window(uint32_t period, Clock::time_point now) {
-  const Clock::rep took = (now - lead.began).count();
-  const bool pays = took < slept_window_.load(std::memory_order_relaxed) / 100 * kPaysBelow;
+void RequestPoller::end_window(uint32_t period) {
+  const bool pays = begin_window() < slept_window_.load(std::memory_order_relaxed) / 100 * kPaysBelow;
+  const uint32_t paid = windows_.fetch_add(pays ? 1 : 0, std::memory_order_relaxed) + (pays ? 1 : 0);
   // Where it paid before, requests have become others: they are measured anew, without a rest.
-  if (!pays || ++lead.windows == kPeriodWindows) end_period(period, pays || lead.windows > 0);
-  lead.waits = lead.crowded = lead.missed = 0;
-  lead.began = now;
+  if (!pays || paid == kPeriodWindows) end_period(period, paid > 0);
+  lead.crowded = lead.missed = 0;
 }
 
 }  // namespace cofs

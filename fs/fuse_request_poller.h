@@ -4,13 +4,15 @@
 // the other then pays two wake-ups, mostly across CPUs, for a request that may take a tenth of that. So while requests come
 // so, one thread, the leader, polls for a moment after each before it sleeps, as sockets do with net.core.busy_poll, and yields its CPU
 // all the while; the others are parked, lest the kernel wake them for what the leader takes. Whether that pays is measured:
-// a window of requests by polling must take less time than one before did by sleeping, else there is a rest. It is given up early where
+// a window of requests by polling must take less time than one before did by sleeping, else there is a rest. (A longer pause between two requests,
+// which comes of something else, counts as kPauseMax.) It is given up early where
 // several requests are there at once, for which more threads are better, or where they come late (the program thinks, or
 // others need the CPU). docs/decisions/0017 has the figures.
 //
-// Invariants. In an odd period one thread leads, and no other begins to read; in an even one all may read. The thread that ends
-// a period lets all parked ones go. Where no request is taken for kStuckAfter, since nobody asks or the leader is kept, a parked thread ends
-// the period. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
+// Invariants. In an odd period one thread leads, and no other begins to read, but for a leader that returns just as its lead is taken; in an
+// even one all may read. The thread that ends
+// a period lets all parked ones go. Where no request is taken for kStuckAfter, a parked thread takes the lead if the leader is kept by a
+// request, and ends the period if nobody asks. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
 // Not for: requests by io_uring (tools/libfuse/ring_queues.c), nor a library that reads by itself (fs/fuse_request_reader.h).
 #pragma once
 
@@ -28,6 +30,7 @@ class RequestPoller {
   static constexpr uint32_t kLookEvery = 4;  // requests: whether there are more
   // Requests come fast if a window takes no longer: otherwise wake-ups are little of what they take.
   static constexpr std::chrono::microseconds kWindowMax{kWindow * 150};
+  static constexpr std::chrono::microseconds kPauseMax{200};
   // What a window of polling may take, in percent of one of sleeping.
   static constexpr uint32_t kPaysBelow = 90;
   static constexpr uint32_t kPeriodWindows = 64;  // after which sleeping is measured anew
@@ -60,21 +63,23 @@ class RequestPoller {
   struct Lead {
     const RequestPoller* poller = nullptr;
     uint32_t period = 0;
+    uint32_t term = 0;
     uint32_t takes = 0;
     // In this window:
-    uint32_t waits = 0;
     uint32_t crowded = 0;  // looks that found another request behind the one that was taken
     uint32_t missed = 0;   // polls that found none in time
-    Clock::time_point began;
-    uint32_t windows = 0;  // of the period, before this one
   };
   static thread_local Lead lead;
 
   bool leads(uint32_t period);
+  void begin_lead(uint32_t period);
+  // Returns when the thread may read: the period is over, or it leads.
   void park(uint32_t period);
+  void take_lead(uint32_t period);
   void poll_for_request(int fd, uint32_t period);
-  void end_window(uint32_t period, Clock::time_point now);
-  void think_over();
+  void end_window(uint32_t period);
+  void think_over(Clock::time_point now);
+  Clock::rep begin_window();  // returns the time of the one before
   void begin_period();
   // Does nothing if the period is over already. Unless it `paid` there is a rest.
   void end_period(uint32_t period, bool paid);
@@ -85,14 +90,19 @@ class RequestPoller {
   sem_t let_go_;  // may have more tokens than there are parked threads: these look at the period again
   std::atomic<uint32_t> period_{0};
   std::atomic<uint32_t> led_{0};      // the last period that has a leader
+  std::atomic<uint32_t> term_{0};     // changes with the leader
+  std::atomic<uint32_t> windows_{0};  // of this period, that paid
   std::atomic<uint32_t> watched_{0};  // the last one in which a parked thread has an eye on the leader
   std::atomic<uint32_t> parked_{0};
   std::atomic<uint32_t> handling_{0};  // threads between took() and wait()
   std::atomic<uint32_t> asleep_{0};    // threads in their read since an even period
   std::atomic<uint32_t> taken_{0};
-  std::atomic<uint32_t> accompanied_{0};  // requests of a window that came while another thread handled one
-  std::atomic<Clock::rep> window_began_{0};
-  std::atomic<Clock::rep> slept_window_{0};  // how long the last window of sleeping took
+  std::atomic<Clock::rep> took_at_{0};
+  // Of this window:
+  std::atomic<uint32_t> requests_{0};
+  std::atomic<uint32_t> accompanied_{0};  // that came while another thread handled one
+  std::atomic<Clock::rep> time_{0};
+  std::atomic<Clock::rep> slept_window_{0};  // the time of the last window of sleeping
   std::atomic<Clock::rep> rest_until_{0};
 
   std::atomic<uint64_t> periods_{0};

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -150,6 +151,22 @@ TEST(RequestPollerTest, AKeptLeaderHoldsUpNobody) {
     EXPECT_EQ(server.reply(), Server::kBlocking);
   }
   EXPECT_EQ(led, 20);
+}
+
+TEST(RequestPollerTest, WhileALeaderIsKeptAnotherOnePolls) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  Server server(true);
+  uint64_t most = 0;
+  for (const auto end = Clock::now() + kPatience; most < 300 && Clock::now() < end;) {
+    server.ask(1000);
+    server.send(Server::kBlocking);
+    const uint64_t before = server.poller.counters().requests;
+    server.ask(1000);  // one handler is kept all the while, so that no period begins
+    most = std::max(most, server.poller.counters().requests - before);
+    server.release();
+    EXPECT_EQ(server.reply(), Server::kBlocking);
+  }
+  EXPECT_GE(most, 300u);
 }
 
 TEST(RequestPollerTest, EndsInTheMidstOfIt) {
