@@ -12,11 +12,13 @@
 #pragma once
 
 #include <coroutine>
+#include <cstddef>
 #include <exception>
 #include <optional>
 #include <utility>
 
 #include "offload/base/error.h"
+#include "offload/base/frame_pool.h"
 
 namespace cofs {
 
@@ -25,7 +27,13 @@ class Task;
 
 namespace task_detail {
 
-struct PromiseBase {
+// The compiler takes a frame's memory by its promise's operators.
+struct InFramePool {
+  static void* operator new(size_t bytes) { return allocate_frame(bytes); }
+  static void operator delete(void* frame, size_t bytes) noexcept { free_frame(frame, bytes); }
+};
+
+struct PromiseBase : InFramePool {
   std::coroutine_handle<> awaiter;  // set once the awaiter really suspended
 
   struct FinalAwaiter {
@@ -103,7 +111,7 @@ inline Task<void> Promise<void>::get_return_object() {
 
 // A root: owns its frame, starts suspended, destroys itself at the end.
 struct Root {
-  struct promise_type {
+  struct promise_type : InFramePool {
     Root get_return_object() {
       return Root{std::coroutine_handle<promise_type>::from_promise(*this)};
     }

@@ -51,7 +51,7 @@ SQLITE_DELETE_FLUSHES = (3, 4)
 ASKED_OF_A_NEW_FILE = {"lookup": 1, "getattr": 1, "getxattr": 1}
 # Of heap memory in the server, at most, per operation: as measured, and a twentieth. (With a libfuse by which a write takes
 # two requests they are not compared.)
-ALLOCATIONS = {"write": 93, "read": 27, "fsync": 128, "create": 55, "lookup": 31}
+ALLOCATIONS = {"write": 45, "read": 14, "fsync": 68, "create": 20, "lookup": 15}
 
 ALLOCATION_COUNTER = r"""
 #define _GNU_SOURCE
