@@ -21,6 +21,7 @@ void LentRing::fill() {
     ring_->submit(false);  // whatever it says: the kernel takes entries, or will the next time
     transfers_.fill();
   }
+  if (transfers_.in_flight() == 1) ring_->submit(false);
 }
 
 bool LentRing::close() {

@@ -36,6 +36,8 @@ class TransferQueue {
   void completed(void* tag, int32_t outcome);
   // What is finished since it was last cleared; the caller clears it.
   std::vector<IoRequest*>& finished() { return finished_; }
+  // What is in the ring, or on its way there.
+  size_t in_flight() const { return transfers_.size() - idle_.size(); }
   // Nothing is in the ring, nor on its way there.
   bool is_idle() const { return idle_.size() == transfers_.size() && waiting_.empty(); }
 
