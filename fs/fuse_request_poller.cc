@@ -1,5 +1,6 @@
 #include "fs/fuse_request_poller.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 
@@ -14,7 +15,10 @@ namespace {
 thread_local bool is_handling = false;  // a request that it took
 thread_local bool is_asleep = false;    // in its read, or on its way there, with all others
 
-bool is_polling(uint32_t period) { return period % 2 == 1; }
+constexpr uint32_t kCrowdedLooks = RequestPoller::kWindow / RequestPoller::kLookEvery / 2;
+
+bool is_led(uint32_t period) { return period % 2 == 1; }
+bool is_gathering(uint32_t period) { return period % 4 == 3; }
 
 uint32_t cpus_of_this_process() {
   cpu_set_t cpus;
@@ -25,15 +29,16 @@ uint32_t cpus_of_this_process() {
 
 thread_local RequestPoller::Lead RequestPoller::lead;
 
-RequestPoller::RequestPoller(bool allowed)
-    : allowed_(allowed && cpus_of_this_process() > 1) {
+RequestPoller::RequestPoller(bool allowed, MakeGatherer make_gatherer)
+    : allowed_(allowed && cpus_of_this_process() > 1), make_gatherer_(std::move(make_gatherer)), may_gather_(bool(make_gatherer_)) {
   sem_init(&let_go_, 0, 0);
 }
 
 RequestPoller::~RequestPoller() { sem_destroy(&let_go_); }
 
 RequestPoller::Counters RequestPoller::counters() const {
-  return {periods_.load(std::memory_order_relaxed), found_.load(std::memory_order_relaxed)};
+  return {periods_.load(std::memory_order_relaxed), found_.load(std::memory_order_relaxed),
+          gatherings_.load(std::memory_order_relaxed), gathered_.load(std::memory_order_relaxed)};
 }
 
 bool RequestPoller::claim(std::atomic<uint32_t>& role, uint32_t period) {
@@ -60,22 +65,63 @@ void RequestPoller::wait(int fd) {
   if (std::exchange(is_handling, false)) handling_.fetch_sub(1, std::memory_order_relaxed);
   if (std::exchange(is_asleep, false)) asleep_.fetch_sub(1, std::memory_order_relaxed);
   const uint32_t period = period_.load();
-  if (!is_polling(period)) {
+  if (lead.gatherer && (lead.poller != this || lead.period != period)) stop_gathering(fd);
+  if (!is_led(period)) {
     is_asleep = true;
     asleep_.fetch_add(1, std::memory_order_relaxed);
     return;
   }
   if (!leads(period)) park(period);
-  if (period_.load() == period) poll_for_request(fd, period);
+  if (period_.load() != period) return;
+  if (is_gathering(period)) {
+    gather(fd, period);
+  } else {
+    poll_for_request(fd, period);
+  }
+}
+
+void RequestPoller::gather(int fd, uint32_t period) {
+  if (!lead.gatherer) {
+    if (may_gather_.exchange(false)) {
+      lead.gatherer = make_gatherer_();
+      if (lead.gatherer) fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    }
+    if (!lead.gatherer) {  // it cannot be had, which is not tried again, or another thread is about to end it
+      end_period(period, false);
+      return;
+    }
+  }
+  lead.gatherer->turn();
+  if (requests_.load(std::memory_order_relaxed) < kGatherWindow) return;
+  if (lead.missed > kGatherWindow / 4 * 3) {  // they come one by one
+    end_period(period, true);
+  } else {
+    end_window(period);
+  }
+}
+
+void RequestPoller::found_nothing(int fd) {
+  if (!lead.gatherer || lead.poller != this) {
+    pollfd request{fd, POLLIN, 0};
+    poll(&request, 1, -1);
+    return;
+  }
+  lead.missed++;
+  lead.gatherer->wait(fd);  // where nobody asks a parked thread ends the period
+}
+
+// The others may read already.
+void RequestPoller::stop_gathering(int fd) {
+  fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+  lead.gatherer.reset();
+  may_gather_.store(true);
 }
 
 void RequestPoller::took(int fd) {
   if (!allowed_) return;
   lead.takes++;
-  if (lead.takes % kLookEvery == 0 && lead.poller == this && lead.period == period_.load(std::memory_order_relaxed)) {
-    pollfd another{fd, POLLIN, 0};
-    if (poll(&another, 1, 0) != 0) lead.crowded++;
-  }
+  if (lead.gatherer) gathered_.fetch_add(1, std::memory_order_relaxed);
+  if (lead.takes % kLookEvery == 0) look_for_another(fd);
   if (std::exchange(is_asleep, false)) asleep_.fetch_sub(1, std::memory_order_relaxed);
   is_handling = true;
   const uint32_t others = handling_.fetch_add(1, std::memory_order_relaxed);
@@ -86,38 +132,53 @@ void RequestPoller::took(int fd) {
   const Clock::rep pause = took_at - took_at_.exchange(took_at, std::memory_order_relaxed);
   time_.fetch_add(std::clamp<Clock::rep>(pause, 0, Clock::duration(kPauseMax).count()), std::memory_order_relaxed);
   const uint32_t requests = requests_.fetch_add(1, std::memory_order_relaxed) + 1;
-  if (requests == kWindow && !is_polling(period_.load(std::memory_order_relaxed))) think_over(now);
+  if (requests == kWindow && !is_led(period_.load(std::memory_order_relaxed))) think_over(now);
+}
+
+// What begins gathering, and ends polling.
+void RequestPoller::look_for_another(int fd) {
+  const uint32_t period = period_.load(std::memory_order_relaxed);
+  if (is_gathering(period)) return;
+  pollfd another{fd, POLLIN, 0};
+  if (poll(&another, 1, 0) != 0) crowded_.fetch_add(1, std::memory_order_relaxed);
 }
 
 RequestPoller::Clock::rep RequestPoller::begin_window() {
   requests_.store(0, std::memory_order_relaxed);
   accompanied_.store(0, std::memory_order_relaxed);
+  crowded_.store(0, std::memory_order_relaxed);
   return time_.exchange(0, std::memory_order_relaxed);
 }
 
 // One thread at a time, but for windows that follow each other within a request: then a window is judged wrongly.
 void RequestPoller::think_over(Clock::time_point now) {
   const bool one_by_one = accompanied_.load(std::memory_order_relaxed) <= kWindow / 8;
+  const bool is_crowded = crowded_.load(std::memory_order_relaxed) > kCrowdedLooks;
   const Clock::rep time = begin_window();
-  const bool is_fast = time <= Clock::duration(kWindowMax).count();
-  const bool has_rested = now.time_since_epoch().count() >= rest_until_.load(std::memory_order_relaxed);
+  const Clock::rep time_now = now.time_since_epoch().count();
   slept_window_.store(time, std::memory_order_relaxed);
-  if (is_fast && one_by_one && has_rested) begin_period();
+  if (time > Clock::duration(kWindowMax).count()) return;
+  if (one_by_one && !is_crowded && time_now >= rest_until_.load(std::memory_order_relaxed)) begin_period(1);
+  if (is_crowded && may_gather_.load(std::memory_order_relaxed) && time_now >= gather_after_.load(std::memory_order_relaxed)) begin_period(3);
 }
 
-void RequestPoller::begin_period() {
+void RequestPoller::begin_period(uint32_t by) {
   uint32_t period = period_.load();
-  if (is_polling(period)) return;
+  if (is_led(period)) return;
   windows_.store(0, std::memory_order_relaxed);
-  if (period_.compare_exchange_strong(period, period + 1)) {
-    periods_.fetch_add(1, std::memory_order_relaxed);
+  if (period_.compare_exchange_strong(period, period + by)) {
+    (by == 1 ? periods_ : gatherings_).fetch_add(1, std::memory_order_relaxed);
   }
 }
 
 void RequestPoller::end_period(uint32_t period, bool paid) {
-  if (!period_.compare_exchange_strong(period, period + 1)) return;
+  const uint32_t next = period % 4 == 1 ? period + 3 : period + 1;
+  if (!period_.compare_exchange_strong(period, next)) return;
   begin_window();
-  if (!paid) rest_until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
+  if (!paid) {
+    std::atomic<Clock::rep>& rest = is_gathering(period) ? gather_after_ : rest_until_;
+    rest.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
+  }
   // Whoever parks from now on sees that the period is over; who did before is counted.
   for (uint32_t parked = parked_.load(); parked > 0; parked--) sem_post(&let_go_);
 }
@@ -147,11 +208,11 @@ void RequestPoller::park(uint32_t period) {
     if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0) continue;
     const uint32_t before = std::exchange(taken, taken_.load(std::memory_order_relaxed));
     if (taken != before) continue;
-    if (handling_.load(std::memory_order_relaxed) > 0) {
+    if (handling_.load(std::memory_order_relaxed) > 0 && !is_gathering(period)) {
       take_lead(period);
       return;
     }
-    end_period(period, true);
+    end_period(period, !is_gathering(period));
   }
 }
 
@@ -181,7 +242,7 @@ void RequestPoller::poll_for_request(int fd, uint32_t period) {
     lead.missed++;
   }
   const bool was_kept_away = now - began > kStuckAfter;
-  if (was_kept_away || lead.missed > kWindow / 4 || lead.crowded > kWindow / kLookEvery / 2) {
+  if (was_kept_away || lead.missed > kWindow / 4 || crowded_.load(std::memory_order_relaxed) > kCrowdedLooks) {
     end_period(period, false);
     return;
   }
@@ -192,11 +253,13 @@ void RequestPoller::poll_for_request(int fd, uint32_t period) {
 }
 
 void RequestPoller::end_window(uint32_t period) {
-  const bool pays = begin_window() < slept_window_.load(std::memory_order_relaxed) / 100 * kPaysBelow;
+  const Clock::rep slept = slept_window_.load(std::memory_order_relaxed);
+  const Clock::rep time = begin_window();
+  const bool pays = is_gathering(period) ? time < slept * (kGatherWindow / kWindow) : time < slept / 100 * kPaysBelow;
   const uint32_t paid = windows_.fetch_add(pays ? 1 : 0, std::memory_order_relaxed) + (pays ? 1 : 0);
   // Where it paid before, requests have become others: they are measured anew, without a rest.
   if (!pays || paid == kPeriodWindows) end_period(period, paid > 0);
-  lead.crowded = lead.missed = 0;
+  lead.missed = 0;
 }
 
 }  // namespace cofs

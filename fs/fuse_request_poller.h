@@ -9,10 +9,14 @@
 // several requests are there at once, for which more threads are better, or where they come late (the program thinks, or
 // others need the CPU). docs/decisions/0017 has the figures.
 //
+// Where many requests are there at once, one thread may gather them: it reads them all and does without waiting what they want from the device
+// (Gatherer), so that no request is handed from thread to thread. That is measured in the same way.
+//
 // Invariants. In an odd period one thread leads, and no other begins to read, but for a leader that returns just as its lead is taken; in an
 // even one all may read. The thread that ends
 // a period lets all parked ones go. Where no request is taken for kStuckAfter, a parked thread takes the lead if the leader is kept by a
 // request, and ends the period if nobody asks. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
+// Period numbers: 4k all sleep, 4k + 1 one polls, 4k + 3 one gathers.
 // Not for: requests by io_uring (tools/libfuse/ring_queues.c), nor a library that reads by itself (fs/fuse_request_reader.h).
 #pragma once
 
@@ -21,12 +25,28 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 
 namespace cofs {
 
 class RequestPoller {
  public:
+  // What a thread does beside reading requests while it gathers them. All calls are made by that thread.
+  class Gatherer {
+   public:
+    // Waits until it is idle.
+    virtual ~Gatherer() = default;
+    // Before each read.
+    virtual void turn() = 0;
+    // Until a request may be there, or something that is under way ended, or for kGatherNap. It may be cancelled.
+    virtual void wait(int fd) = 0;
+  };
+  // Null: it cannot be had.
+  using MakeGatherer = std::function<std::unique_ptr<Gatherer>()>;
+
   static constexpr uint32_t kWindow = 256;   // requests, after which it is thought over
+  static constexpr uint32_t kGatherWindow = 4 * kWindow;  // the same while one thread gathers
   static constexpr uint32_t kLookEvery = 4;  // requests: whether there are more
   // Requests come fast if a window takes no longer: otherwise wake-ups are little of what they take.
   static constexpr std::chrono::microseconds kWindowMax{kWindow * 150};
@@ -38,9 +58,10 @@ class RequestPoller {
   static constexpr std::chrono::milliseconds kIdleAfter{1};
   static constexpr std::chrono::milliseconds kStuckAfter{1};
   static constexpr std::chrono::milliseconds kRest{200};
+  static constexpr std::chrono::milliseconds kGatherNap{100};
 
-  // False: always sleep, which is also what happens with a single CPU.
-  explicit RequestPoller(bool allowed);
+  // False: always sleep, which is also what happens with a single CPU. Without `make_gatherer` nobody gathers.
+  explicit RequestPoller(bool allowed, MakeGatherer make_gatherer = {});
   // REQUIRES: no thread is in wait().
   ~RequestPoller();
   RequestPoller(const RequestPoller&) = delete;
@@ -49,10 +70,14 @@ class RequestPoller {
   // returns when a request may be there, or when the thread is to sleep in its read.
   void wait(int fd);
   void took(int fd);
+  // The read failed with EAGAIN: a thread that gathers has made `fd` non-blocking. Returns when wait() is to be called again.
+  void found_nothing(int fd);
 
   struct Counters {
     uint64_t periods = 0;   // in which there was polling
     uint64_t requests = 0;  // that a poll found, nobody being woken
+    uint64_t gatherings = 0;  // periods in which one thread gathered
+    uint64_t gathered = 0;    // requests that it took
   };
   Counters counters() const;
 
@@ -66,8 +91,8 @@ class RequestPoller {
     uint32_t term = 0;
     uint32_t takes = 0;
     // In this window:
-    uint32_t crowded = 0;  // looks that found another request behind the one that was taken
-    uint32_t missed = 0;   // polls that found none in time
+    uint32_t missed = 0;   // polls that found none in time; reads that found none while gathering
+    std::unique_ptr<Gatherer> gatherer;
   };
   static thread_local Lead lead;
 
@@ -77,16 +102,22 @@ class RequestPoller {
   void park(uint32_t period);
   void take_lead(uint32_t period);
   void poll_for_request(int fd, uint32_t period);
+  void gather(int fd, uint32_t period);
+  void stop_gathering(int fd);
   void end_window(uint32_t period);
+  void look_for_another(int fd);
   void think_over(Clock::time_point now);
   Clock::rep begin_window();  // returns the time of the one before
-  void begin_period();
+  // By 1: polling, by 3: gathering.
+  void begin_period(uint32_t by);
   // Does nothing if the period is over already. Unless it `paid` there is a rest.
   void end_period(uint32_t period, bool paid);
   // True once in each period.
   static bool claim(std::atomic<uint32_t>& role, uint32_t period);
 
   const bool allowed_;
+  const MakeGatherer make_gatherer_;
+  std::atomic<bool> may_gather_;  // no thread does
   sem_t let_go_;  // may have more tokens than there are parked threads: these look at the period again
   std::atomic<uint32_t> period_{0};
   std::atomic<uint32_t> led_{0};      // the last period that has a leader
@@ -101,12 +132,16 @@ class RequestPoller {
   // Of this window:
   std::atomic<uint32_t> requests_{0};
   std::atomic<uint32_t> accompanied_{0};  // that came while another thread handled one
+  std::atomic<uint32_t> crowded_{0};      // looks that found another one behind the one that was taken
   std::atomic<Clock::rep> time_{0};
   std::atomic<Clock::rep> slept_window_{0};  // the time of the last window of sleeping
   std::atomic<Clock::rep> rest_until_{0};
+  std::atomic<Clock::rep> gather_after_{0};  // a rest, too
 
   std::atomic<uint64_t> periods_{0};
   std::atomic<uint64_t> found_{0};
+  std::atomic<uint64_t> gatherings_{0};
+  std::atomic<uint64_t> gathered_{0};
 };
 
 }  // namespace cofs

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -67,12 +68,16 @@ ssize_t read_apart(int fd, void* memory, BufferPool& pool) {
 
 ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
-  server.poller().wait(fd);
-  payload.is_there = false;
   // The library's buffer is as large as the requests that were agreed on; smaller ones need no place of their own.
   const bool apart = size >= kHeadBytes + FuseServer::kRequestBytesMax;
-  const ssize_t got =
-      apart ? read_apart(fd, memory, server.buffers()) : read(fd, memory, size);
+  ssize_t got = 0;
+  for (;;) {
+    server.poller().wait(fd);
+    payload.is_there = false;
+    got = apart ? read_apart(fd, memory, server.buffers()) : read(fd, memory, size);
+    if (got >= 0 || errno != EAGAIN) break;
+    server.poller().found_nothing(fd);
+  }
   if (got < static_cast<ssize_t>(sizeof(fuse_in_header))) return got;
   server.poller().took(fd);
   fuse_in_header head;

@@ -15,6 +15,7 @@
 #include "fs/fuse_mounts.h"
 #include "fs/fuse_ops.h"
 #include "fs/fuse_queues.h"
+#include "fs/fuse_request_gatherer.h"
 #include "fs/fuse_request_reader.h"
 
 #ifndef PR_SET_IO_FLUSHER
@@ -131,7 +132,9 @@ FuseServer::FuseServer(FileSystem& fs, Monitor& monitor, Journal& journal,
                        FuseServerOptions options)
     : fs_(fs), monitor_(monitor), journal_(journal), options_(std::move(options)),
       invalidator_(monitor),
-      poller_(options_.busy_poll && options_.transport == FuseTransport::kDevice) {}
+      poller_(options_.busy_poll && options_.transport == FuseTransport::kDevice,
+              options_.device == nullptr ? RequestPoller::MakeGatherer()
+                                         : [this] { return make_request_gatherer(monitor_, *options_.device); }) {}
 
 FuseServer::~FuseServer() {
   if (session_ != nullptr) {

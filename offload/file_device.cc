@@ -151,10 +151,10 @@ void FileDevice::find_copiers() {
   geometry_.copy_refusals = std::move(probed.refusals);
 }
 
-std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, uint32_t file) {
+std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, uint32_t file, bool for_long) {
   auto borrowed = Ring::borrow(ring, target_.lock_fd(), file);
   if (!borrowed) return std::unexpected(borrowed.error());
-  (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
+  if (for_long) (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
   RequestSink& sink = *this;
   return std::make_unique<LentRing>(std::move(*borrowed), target_.fd(), sink);
 }

@@ -62,8 +62,9 @@ class FileDevice final : public Device, private RequestSink {
   void submit(IoRequest& request) override;
 
   // Reads and writes that the calling thread collects go into `ring`, of which it has the use; `file` is the index of a
-  // registered file that may be set there. The error is an errno.
-  std::expected<std::unique_ptr<LentRing>, int> lend(io_uring& ring, uint32_t file);
+  // registered file that may be set there. For a ring that is lent for long, the memory of buffers is registered with it.
+  // The error is an errno.
+  std::expected<std::unique_ptr<LentRing>, int> lend(io_uring& ring, uint32_t file, bool for_long);
   // Accounts for what a lent ring finished, and adds who waits for it to `waiters`; the caller posts them.
   void take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters);
 

@@ -12,6 +12,7 @@ LentRing::LentRing(std::unique_ptr<Ring> ring, int fd, RequestSink& sink)
 
 LentRing::~LentRing() {
   TransferQueue::set_of_this_thread(nullptr);
+  Monitor::mark_service_thread(false);
   COFS_ASSERT(transfers_.is_idle());
 }
 

@@ -23,8 +23,8 @@ Monitor::~Monitor() {
   helper_.join();
 }
 
-void Monitor::mark_service_thread() {
-  is_service_thread = true;
+void Monitor::mark_service_thread(bool serves) {
+  is_service_thread = serves;
 }
 
 Monitor::Visit* Monitor::visit_of_this_thread() const {

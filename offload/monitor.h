@@ -77,8 +77,8 @@ class Monitor final : public Executor {
   // anybody waiting.
   bool acting_alone() const;
   // Declares that the calling thread has duties besides the core (completions, timers): it never
-  // acts alone.
-  static void mark_service_thread();
+  // acts alone. `serves` false: it has none any more.
+  static void mark_service_thread(bool serves = true);
   // True when the calling thread is inside, or acts on what it collected.
   bool visited_by_this_thread() const { return visit_of_this_thread() != nullptr; }
 

@@ -155,6 +155,8 @@ Json session_figures(const FuseServer& server) {
           {"hears_of_sync", server.hears_of_sync()},
           {"polling_periods", polling.periods},
           {"polled_requests", polling.requests},
+          {"gathering_periods", polling.gatherings},
+          {"gathered_requests", polling.gathered},
           {"requests", server.requests_seen()}};
 }
 

@@ -2,6 +2,7 @@
 #include "fs/fuse_request_poller.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
@@ -9,11 +10,14 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <ctime>
 #include <functional>
+#include <memory>
 #include <semaphore>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace cofs {
@@ -42,7 +46,8 @@ class Server {
   static constexpr char kBlocking = 'b';  // its handler waits for release()
   static constexpr char kEnd = 'e';       // its handler never returns: a parked thread notices
 
-  explicit Server(bool allowed, int threads = 3) : poller(allowed) {
+  explicit Server(bool allowed, RequestPoller::MakeGatherer make_gatherer = {}, int threads = 3)
+      : poller(allowed, std::move(make_gatherer)) {
     EXPECT_EQ(pipe(requests_.data()), 0);
     EXPECT_EQ(pipe(replies_.data()), 0);
     for (int i = 0; i < threads; i++) threads_.emplace_back([this] { serve(); });
@@ -86,7 +91,11 @@ class Server {
     for (;;) {
       poller.wait(requests_[0]);
       char request = 0;
-      if (read(requests_[0], &request, 1) != 1) return;
+      if (read(requests_[0], &request, 1) != 1) {
+        if (errno != EAGAIN) return;
+        poller.found_nothing(requests_[0]);
+        continue;
+      }
       poller.took(requests_[0]);
       if (request == kEnd) return;
       int before = 0;
@@ -101,6 +110,45 @@ class Server {
   std::array<int, 2> replies_{};
   std::counting_semaphore<> released_{0};
   std::vector<std::thread> threads_;
+};
+
+// One that has nothing beside the requests.
+class LazyGatherer final : public RequestPoller::Gatherer {
+ public:
+  explicit LazyGatherer(std::atomic<int>& living) : living_(living) { EXPECT_EQ(living_++, 0); }
+  ~LazyGatherer() override { living_--; }
+  void turn() override {}
+  void wait(int fd) override {
+    pollfd request{fd, POLLIN, 0};
+    poll(&request, 1, static_cast<int>(RequestPoller::kGatherNap.count()));
+  }
+
+ private:
+  std::atomic<int>& living_;
+};
+
+class GatheringServer {
+ public:
+  Server& operator*() { return server_; }
+  Server* operator->() { return &server_; }
+  void ask_at_once(int count) {
+    for (int i = 0; i < count; i++) server_.send(Server::kQuick);
+    for (int i = 0; i < count; i++) EXPECT_EQ(server_.reply(), Server::kQuick);
+  }
+  uint64_t gathered() const { return server_.poller.counters().gathered; }
+  // Until so many more were gathered; false if that takes too long.
+  bool gather(uint64_t count) {
+    const uint64_t before = gathered();
+    for (const auto end = Clock::now() + kPatience; Clock::now() < end; ask_at_once(500)) {
+      if (gathered() >= before + count) return true;
+    }
+    return false;
+  }
+  int gatherers() const { return living_; }
+
+ private:
+  std::atomic<int> living_{0};
+  Server server_{true, [this] { return std::make_unique<LazyGatherer>(living_); }};
 };
 
 TEST(RequestPollerTest, PollsWhileRequestsComeOneByOne) {
@@ -169,6 +217,43 @@ TEST(RequestPollerTest, WhileALeaderIsKeptAnotherOnePolls) {
   EXPECT_GE(most, 300u);
 }
 
+TEST(RequestPollerTest, OneGathersWhereManyAreThereAtOnce) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  GatheringServer server;
+  EXPECT_TRUE(server.gather(5000));
+  EXPECT_GE(server->poller.counters().gatherings, 1u);
+  // One by one they are left to all again.
+  const auto end = Clock::now() + kPatience;
+  while (server.gatherers() > 0 && Clock::now() < end) server->ask(100);
+  EXPECT_EQ(server.gatherers(), 0);
+  const uint64_t before = server.gathered();
+  server->ask(5000);
+  EXPECT_LT(server.gathered() - before, 2500u);
+}
+
+TEST(RequestPollerTest, WhoGathersAndIsKeptHoldsUpNobody) {
+  if (!has_cpus()) GTEST_SKIP() << "one CPU";
+  GatheringServer server;
+  int gathered = 0;
+  for (const auto end = Clock::now() + kPatience; gathered < 20 && Clock::now() < end;) {
+    server.ask_at_once(1000);
+    if (server.gatherers() > 0) gathered++;
+    server->send(Server::kBlocking);
+    server->send(Server::kQuick);
+    EXPECT_EQ(server->reply(), Server::kQuick);  // hangs where nobody reads
+    server->release();
+    EXPECT_EQ(server->reply(), Server::kBlocking);
+  }
+  EXPECT_EQ(gathered, 20);
+}
+
+TEST(RequestPollerTest, EndsWhileOneGathers) {
+  for (int i = 0; i < 50; i++) {
+    GatheringServer server;
+    server.ask_at_once(500 + i * 40);
+  }
+}
+
 TEST(RequestPollerTest, EndsInTheMidstOfIt) {
   for (int i = 0; i < 50; i++) {
     Server server(true);
@@ -183,6 +268,11 @@ TEST(RequestPollerTest, ManyAtOnce) {
     server.ask(300);
     for (int i = 0; i < 100; i++) server.send(Server::kQuick);
     for (int i = 0; i < 100; i++) EXPECT_EQ(server.reply(), Server::kQuick);
+  }
+  GatheringServer gathering;
+  for (int round = 0; round < 200; round++) {
+    gathering->ask(300);
+    gathering.ask_at_once(1000);
   }
 }
 
