@@ -2,7 +2,6 @@
 
 #include <liburing.h>
 #include <poll.h>
-#include <pthread.h>
 
 #include <array>
 #include <chrono>
@@ -37,14 +36,11 @@ class RingGatherer final : public RequestPoller::Gatherer {
 
   ~RingGatherer() override {
     if (thread_) {
-      int before = 0;
-      pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
       for (thread_->end_batch(); !thread_->may_end(); thread_->end_batch()) {
         io_uring_submit_and_wait(&ring_, 1);
         reap();
       }
       thread_.reset();
-      pthread_setcancelstate(before, nullptr);
     }
     if (!is_set_up_) return;
     io_uring_unregister_files(&ring_);
@@ -70,13 +66,12 @@ class RingGatherer final : public RequestPoller::Gatherer {
         is_watching_ = true;
       }
     }
-    // Not for good, since it cannot be cancelled.
+    // Not for good: who ends the thread waits for this.
     __kernel_timespec nap{0, std::chrono::nanoseconds(RequestPoller::kGatherNap).count()};
     io_uring_cqe* first = nullptr;
     io_uring_submit_and_wait_timeout(&ring_, &first, 1, &nap, nullptr);
     reap();
     thread_->end_batch();
-    pthread_testcancel();
   }
 
  private:

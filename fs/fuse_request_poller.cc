@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -19,6 +20,13 @@ constexpr uint32_t kCrowdedLooks = RequestPoller::kWindow / RequestPoller::kLook
 
 bool is_led(uint32_t period) { return period % 2 == 1; }
 bool is_gathering(uint32_t period) { return period % 4 == 3; }
+
+// While a gatherer's thread is in the core: to be cancelled there would leave the core as it is.
+struct NoCancellation {
+  NoCancellation() { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before); }
+  ~NoCancellation() { pthread_setcancelstate(before, nullptr); }
+  int before = 0;
+};
 
 uint32_t cpus_of_this_process() {
   cpu_set_t cpus;
@@ -81,6 +89,7 @@ void RequestPoller::wait(int fd) {
 }
 
 void RequestPoller::gather(int fd, uint32_t period) {
+  const NoCancellation here;
   if (!lead.gatherer) {
     if (may_gather_.exchange(false)) {
       lead.gatherer = make_gatherer_();
@@ -106,12 +115,17 @@ void RequestPoller::found_nothing(int fd) {
     poll(&request, 1, -1);
     return;
   }
-  lead.missed++;
-  lead.gatherer->wait(fd);  // where nobody asks a parked thread ends the period
+  {
+    const NoCancellation here;
+    lead.missed++;
+    lead.gatherer->wait(fd);  // where nobody asks a parked thread ends the period
+  }
+  pthread_testcancel();
 }
 
 // The others may read already.
 void RequestPoller::stop_gathering(int fd) {
+  const NoCancellation here;
   fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
   lead.gatherer.reset();
   may_gather_.store(true);

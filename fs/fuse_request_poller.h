@@ -32,14 +32,15 @@ namespace cofs {
 
 class RequestPoller {
  public:
-  // What a thread does beside reading requests while it gathers them. All calls are made by that thread.
+  // What a thread does beside reading requests while it gathers them. All calls are made by that thread, which is not
+  // cancelled in them.
   class Gatherer {
    public:
     // Waits until it is idle.
     virtual ~Gatherer() = default;
     // Before each read.
     virtual void turn() = 0;
-    // Until a request may be there, or something that is under way ended, or for kGatherNap. It may be cancelled.
+    // Until a request may be there, or something that is under way ended, or for kGatherNap.
     virtual void wait(int fd) = 0;
   };
   // Null: it cannot be had.
