@@ -48,7 +48,8 @@ void on_init(void* userdata, fuse_conn_info* connection) {
   server.session_initialised(features);
 }
 
-// fuseblk only: umount(2) waits for this.
+// fuseblk only: umount(2) waits for this, and so does the thread: it must not be one whose device I/O waits for it
+// (RequestPoller::going_to_block).
 void on_destroy(void* userdata) {
   FuseServer& server = *static_cast<FuseServer*>(userdata);
   if (server.stopped() || server.options().read_only) return;

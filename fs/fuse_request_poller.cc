@@ -123,6 +123,12 @@ void RequestPoller::found_nothing(int fd) {
   pthread_testcancel();
 }
 
+void RequestPoller::going_to_block(int fd) {
+  if (!lead.gatherer || lead.poller != this) return;
+  end_period(lead.period, false);
+  stop_gathering(fd);
+}
+
 // The others may read already.
 void RequestPoller::stop_gathering(int fd) {
   const NoCancellation here;
@@ -170,7 +176,10 @@ void RequestPoller::think_over(Clock::time_point now) {
   const bool is_crowded = crowded_.load(std::memory_order_relaxed) > kCrowdedLooks;
   const Clock::rep time = begin_window();
   const Clock::rep time_now = now.time_since_epoch().count();
-  slept_window_.store(time, std::memory_order_relaxed);
+  const uint32_t windows = slept_windows_.fetch_add(1, std::memory_order_relaxed) + 1;
+  const Clock::rep average = slept_window_.load(std::memory_order_relaxed);
+  slept_window_.store(windows <= kSettleWindows ? time : average + (time - average) / 4, std::memory_order_relaxed);
+  if (windows < kSleptWindowsMin) return;
   if (time > Clock::duration(kWindowMax).count()) return;
   if (one_by_one && !is_crowded && time_now >= rest_until_.load(std::memory_order_relaxed)) begin_period(1);
   if (is_crowded && may_gather_.load(std::memory_order_relaxed) && time_now >= gather_after_.load(std::memory_order_relaxed)) begin_period(3);
@@ -189,6 +198,7 @@ void RequestPoller::end_period(uint32_t period, bool paid) {
   const uint32_t next = period % 4 == 1 ? period + 3 : period + 1;
   if (!period_.compare_exchange_strong(period, next)) return;
   begin_window();
+  slept_windows_.store(0, std::memory_order_relaxed);
   if (!paid) {
     std::atomic<Clock::rep>& rest = is_gathering(period) ? gather_after_ : rest_until_;
     rest.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);

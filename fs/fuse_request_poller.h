@@ -4,7 +4,7 @@
 // the other then pays two wake-ups, mostly across CPUs, for a request that may take a tenth of that. So while requests come
 // so, one thread, the leader, polls for a moment after each before it sleeps, as sockets do with net.core.busy_poll, and yields its CPU
 // all the while; the others are parked, lest the kernel wake them for what the leader takes. Whether that pays is measured:
-// a window of requests by polling must take less time than one before did by sleeping, else there is a rest. (A longer pause between two requests,
+// a window of requests by polling must take less time than one did by sleeping before, on average, else there is a rest. (A longer pause between two requests,
 // which comes of something else, counts as kPauseMax.) It is given up early where
 // several requests are there at once, for which more threads are better, or where they come late (the program thinks, or
 // others need the CPU). docs/decisions/0017 has the figures.
@@ -54,7 +54,11 @@ class RequestPoller {
   static constexpr std::chrono::microseconds kPauseMax{200};
   // What a window of polling may take, in percent of one of sleeping.
   static constexpr uint32_t kPaysBelow = 90;
-  static constexpr uint32_t kPeriodWindows = 64;  // after which sleeping is measured anew
+  // Windows of sleeping after a period until they count, for the scheduler has to find good places for all again; and until another period
+  // may begin.
+  static constexpr uint32_t kSettleWindows = 4;
+  static constexpr uint32_t kSleptWindowsMin = 8;
+  static constexpr uint32_t kPeriodWindows = 256;  // after which sleeping is measured anew
   static constexpr std::chrono::microseconds kPollTime{60};
   static constexpr std::chrono::milliseconds kIdleAfter{1};
   static constexpr std::chrono::milliseconds kStuckAfter{1};
@@ -73,6 +77,8 @@ class RequestPoller {
   void took(int fd);
   // The read failed with EAGAIN: a thread that gathers has made `fd` non-blocking. Returns when wait() is to be called again.
   void found_nothing(int fd);
+  // To be called after took() where the handler is going to wait for the core or the device: this thread gathers no more.
+  void going_to_block(int fd);
 
   struct Counters {
     uint64_t periods = 0;   // in which there was polling
@@ -135,7 +141,8 @@ class RequestPoller {
   std::atomic<uint32_t> accompanied_{0};  // that came while another thread handled one
   std::atomic<uint32_t> crowded_{0};      // looks that found another one behind the one that was taken
   std::atomic<Clock::rep> time_{0};
-  std::atomic<Clock::rep> slept_window_{0};  // the time of the last window of sleeping
+  std::atomic<uint32_t> slept_windows_{0};   // since the last period
+  std::atomic<Clock::rep> slept_window_{0};  // the time of one, on a moving average
   std::atomic<Clock::rep> rest_until_{0};
   std::atomic<Clock::rep> gather_after_{0};  // a rest, too
 

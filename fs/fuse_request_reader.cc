@@ -82,6 +82,7 @@ ssize_t read_request(int fd, void* memory, size_t size, void* userdata) {
   server.poller().took(fd);
   fuse_in_header head;
   std::memcpy(&head, memory, sizeof(head));
+  if (head.opcode == FUSE_DESTROY) server.poller().going_to_block(fd);  // on_destroy()
   if (head.opcode == FUSE_SYNCFS && size >= kFsyncBytes) return make_sync_an_fsync(head, memory);
   return got;
 }

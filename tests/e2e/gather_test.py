@@ -4,6 +4,7 @@ get is the same, also where the server ends in the midst of it. Never with `-o n
 import mmap
 import os
 import random
+import subprocess
 import threading
 import time
 
@@ -105,6 +106,22 @@ def end_in_the_midst(volume, path, seed, by_kill):
     h.check(os.path.getsize(path) == BLOCKS * BLOCK, "the file's size")
 
 
+def unmount_in_the_midst(volume, path, seed):
+    """A lazy unmount: the kernel's last word comes right after the last request. As fuseblk, where the handler of that waits."""
+    with h.loop_device(volume.image) as device:
+        server = subprocess.Popen([h.command(), "mount", device, volume.mount_point, "--foreground", "-o", "nodiscard"],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=h.die_with_parent)
+        end = time.monotonic() + PATIENCE_SECONDS
+        while h.mount_type(volume.mount_point) is None and time.monotonic() < end:
+            time.sleep(0.01)
+        lay_out(path)
+        load = Load(path, seed).start()
+        time.sleep(0.5)
+        h.run_command("umount", "-l", volume.mount_point)
+        load.stop()
+        h.check(server.wait(timeout=60) == 0, "the server ended with an error")
+
+
 def test(space):
     if len(os.sched_getaffinity(0)) < 2:
         h.skip("one CPU: all threads always sleep")
@@ -117,6 +134,8 @@ def test(space):
     for i in range(ENDINGS):
         end_in_the_midst(volume, path, space.seed + i, by_kill=i % 2 == 1)
     volume.umount()
+    for i in range(ENDINGS):
+        unmount_in_the_midst(volume, path, space.seed + i)
     volume.fsck()
 
     volume.options = "nobusy_poll"

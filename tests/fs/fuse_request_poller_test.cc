@@ -250,14 +250,14 @@ TEST(RequestPollerTest, WhoGathersAndIsKeptHoldsUpNobody) {
 TEST(RequestPollerTest, EndsWhileOneGathers) {
   for (int i = 0; i < 50; i++) {
     GatheringServer server;
-    server.ask_at_once(500 + i * 40);
+    server.ask_at_once(2000 + i * 40);
   }
 }
 
 TEST(RequestPollerTest, EndsInTheMidstOfIt) {
   for (int i = 0; i < 50; i++) {
     Server server(true);
-    server.ask(300 + i * 20);
+    server.ask(2000 + i * 40);
   }
 }
 
