@@ -60,7 +60,7 @@ FuseQueues::FuseQueues(FuseServer& server) : server_(server), guest_(std::make_u
   calls.thread_started = [](void* context, unsigned, io_uring* ring, unsigned spare_file) -> void* {
     FuseServer& served = *static_cast<FuseServer*>(context);
     FileDevice& device = *served.options().device;
-    auto lent = device.lend(*ring, spare_file, true);
+    auto lent = device.lend(*ring, spare_file);
     if (!lent) return nullptr;
     return new FuseQueueThread(served.monitor(), device, std::move(*lent));
   };

@@ -31,6 +31,7 @@ class FuseQueueThread {
   ~FuseQueueThread();
   FuseQueueThread(const FuseQueueThread&) = delete;
 
+  Ring& ring() { return ring_->ring(); }
   // A request's coroutine: enters the core with the others of its batch.
   void add(std::coroutine_handle<> request) { batch_.push_back(request); }
   void completed(void* tag, int32_t outcome) { ring_->completed(tag, outcome); }

@@ -1,100 +1,69 @@
 #include "fs/fuse_request_gatherer.h"
 
-#include <liburing.h>
-#include <poll.h>
-
 #include <array>
-#include <chrono>
+#include <cstdint>
 #include <utility>
 
 #include "fs/fuse_queues.h"
 #include "offload/file_device.h"
+#include "offload/uring.h"
 
 namespace cofs {
 
 namespace {
 
-constexpr uint32_t kEntries = 256;
-static_assert(kEntries >= LentRing::kTransfersMax);
 constexpr uint32_t kTurnsPerBatch = 4;    // requests that enter the core together
 constexpr uint32_t kTurnsPerSubmit = 16;  // after which the kernel is told, whether there are more requests or not
 
 class RingGatherer final : public RequestPoller::Gatherer {
  public:
-  static std::unique_ptr<RingGatherer> make(Monitor& monitor, FileDevice& device) {
-    std::unique_ptr<RingGatherer> self(new RingGatherer);
-    const uint32_t flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
-    if (io_uring_queue_init(kEntries, &self->ring_, flags) != 0) return nullptr;
-    self->is_set_up_ = true;
-    const std::array<int, 1> files = {-1};
-    if (io_uring_register_files(&self->ring_, files.data(), files.size()) != 0) return nullptr;
-    auto lent = device.lend(self->ring_, 0, false);
-    if (!lent) return nullptr;
-    self->thread_ = std::make_unique<FuseQueueThread>(monitor, device, std::move(*lent));
-    return self;
-  }
+  RingGatherer(Monitor& monitor, FileDevice& device, std::unique_ptr<LentRing> lent)
+      : thread_(monitor, device, std::move(lent)), ring_(thread_.ring()) {}
 
+  // What submitting says does not matter: entries that the kernel did not take stay queued for the next time.
   ~RingGatherer() override {
-    if (thread_) {
-      for (thread_->end_batch(); !thread_->may_end(); thread_->end_batch()) {
-        io_uring_submit_and_wait(&ring_, 1);
-        reap();
-      }
-      thread_.reset();
+    for (thread_.end_batch(); !thread_.may_end(); thread_.end_batch()) {
+      ring_.submit(true);
+      reap();
     }
-    if (!is_set_up_) return;
-    io_uring_unregister_files(&ring_);
-    io_uring_queue_exit(&ring_);
   }
 
   void turn() override {
     turns_++;
     if (turns_ % kTurnsPerSubmit == 0) {
-      io_uring_submit_and_get_events(&ring_);
+      ring_.submit(false);
       reap();
     }
-    if (turns_ % kTurnsPerBatch == 0) thread_->end_batch();
+    if (turns_ % kTurnsPerBatch == 0) thread_.end_batch();
   }
 
   void wait(int fd) override {
-    thread_->end_batch();
-    if (!is_watching_) {
-      io_uring_sqe* entry = io_uring_get_sqe(&ring_);
-      if (entry != nullptr) {
-        io_uring_prep_poll_add(entry, fd, POLLIN);
-        io_uring_sqe_set_data(entry, nullptr);
-        is_watching_ = true;
-      }
-    }
+    thread_.end_batch();
+    if (!is_watching_) is_watching_ = ring_.watch(fd, nullptr);
     // Not for good: who ends the thread waits for this.
-    __kernel_timespec nap{0, std::chrono::nanoseconds(RequestPoller::kGatherNap).count()};
-    io_uring_cqe* first = nullptr;
-    io_uring_submit_and_wait_timeout(&ring_, &first, 1, &nap, nullptr);
+    ring_.submit_for(RequestPoller::kGatherNap);
     reap();
-    thread_->end_batch();
+    thread_.end_batch();
   }
 
  private:
-  RingGatherer() = default;
-
   void reap() {
-    io_uring_cqe* entry = nullptr;
-    unsigned head = 0;
-    unsigned count = 0;
-    io_uring_for_each_cqe(&ring_, head, entry) {
-      if (void* tag = io_uring_cqe_get_data(entry); tag != nullptr) {
-        thread_->completed(tag, entry->res);
-      } else {
-        is_watching_ = false;
+    std::array<RingCompletion, 64> completions;
+    uint32_t count = 0;
+    do {
+      count = ring_.reap(completions);
+      for (uint32_t i = 0; i < count; i++) {
+        if (completions[i].tag != nullptr) {
+          thread_.completed(completions[i].tag, completions[i].outcome);
+        } else {
+          is_watching_ = false;
+        }
       }
-      count++;
-    }
-    io_uring_cq_advance(&ring_, count);
+    } while (count == completions.size());
   }
 
-  io_uring ring_{};
-  bool is_set_up_ = false;
-  std::unique_ptr<FuseQueueThread> thread_;
+  FuseQueueThread thread_;
+  Ring& ring_;
   bool is_watching_ = false;  // the ring has an entry that ends when a request comes
   uint32_t turns_ = 0;
 };
@@ -102,7 +71,9 @@ class RingGatherer final : public RequestPoller::Gatherer {
 }  // namespace
 
 std::unique_ptr<RequestPoller::Gatherer> make_request_gatherer(Monitor& monitor, FileDevice& device) {
-  return RingGatherer::make(monitor, device);
+  auto lent = device.lend_new();
+  if (!lent) return nullptr;
+  return std::make_unique<RingGatherer>(monitor, device, std::move(*lent));
 }
 
 }  // namespace cofs

@@ -151,12 +151,19 @@ void FileDevice::find_copiers() {
   geometry_.copy_refusals = std::move(probed.refusals);
 }
 
-std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, uint32_t file, bool for_long) {
+std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, uint32_t file) {
   auto borrowed = Ring::borrow(ring, target_.lock_fd(), file);
   if (!borrowed) return std::unexpected(borrowed.error());
-  if (for_long) (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
+  (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
   RequestSink& sink = *this;
   return std::make_unique<LentRing>(std::move(*borrowed), target_.fd(), sink);
+}
+
+std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend_new() {
+  auto ring = Ring::create(LentRing::kEntries, target_.lock_fd());
+  if (!ring) return std::unexpected(ring.error());
+  RequestSink& sink = *this;
+  return std::make_unique<LentRing>(std::move(*ring), target_.fd(), sink);
 }
 
 void FileDevice::take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters) {

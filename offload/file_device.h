@@ -62,9 +62,10 @@ class FileDevice final : public Device, private RequestSink {
   void submit(IoRequest& request) override;
 
   // Reads and writes that the calling thread collects go into `ring`, of which it has the use; `file` is the index of a
-  // registered file that may be set there. For a ring that is lent for long, the memory of buffers is registered with it.
-  // The error is an errno.
-  std::expected<std::unique_ptr<LentRing>, int> lend(io_uring& ring, uint32_t file, bool for_long);
+  // registered file that may be set there. The error is an errno.
+  std::expected<std::unique_ptr<LentRing>, int> lend(io_uring& ring, uint32_t file);
+  // The same with a ring that is made for the calling thread, for a while: buffers' memory is not registered with it.
+  std::expected<std::unique_ptr<LentRing>, int> lend_new();
   // Accounts for what a lent ring finished, and adds who waits for it to `waiters`; the caller posts them.
   void take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters);
 

@@ -18,11 +18,13 @@ class LentRing {
  public:
   // In flight at once; the ring must have as many entries for it, beside its owner's.
   static constexpr uint32_t kTransfersMax = 192;
+  static constexpr uint32_t kEntries = 256;  // of a ring that is made for it, a power of two
 
   LentRing(std::unique_ptr<Ring> ring, int fd, RequestSink& sink);
   ~LentRing();
   LentRing(const LentRing&) = delete;
 
+  Ring& ring() { return *ring_; }
   // An entry of the device's ended.
   void completed(void* tag, int32_t outcome) { transfers_.completed(tag, outcome); }
   // Takes out what ended, for the device to account for and post.

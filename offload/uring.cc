@@ -1,6 +1,7 @@
 #include "offload/uring.h"
 
 #include <liburing.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -147,6 +148,22 @@ bool Ring::write(int fd, std::span<const iovec> vectors, uint64_t offset, int fl
   entry->rw_flags = flags;
   io_uring_sqe_set_data(entry, tag);
   return true;
+}
+
+bool Ring::watch(int fd, void* tag) {
+  io_uring_sqe* entry = io_uring_get_sqe(ring_);
+  if (entry == nullptr) return false;
+  io_uring_prep_poll_add(entry, fd, POLLIN);
+  io_uring_sqe_set_data(entry, tag);
+  return true;
+}
+
+int Ring::submit_for(std::chrono::nanoseconds patience) {
+  __kernel_timespec time{};
+  time.tv_nsec = patience.count();
+  io_uring_cqe* first = nullptr;
+  const int outcome = io_uring_submit_and_wait_timeout(ring_, &first, 1, &time, nullptr);
+  return outcome < 0 ? -outcome : 0;
 }
 
 int Ring::submit(bool wait) {

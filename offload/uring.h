@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 
 #include <cstddef>
+#include <chrono>
 #include <cstdint>
 #include <expected>
 #include <memory>
@@ -51,9 +52,14 @@ class Ring {
   bool read(int fd, std::span<const iovec> vectors, uint64_t offset, void* tag);
   bool write(int fd, std::span<const iovec> vectors, uint64_t offset, int flags, void* tag);
 
+  // An entry that completes once `fd` has something to be read.
+  bool watch(int fd, void* tag);
+
   // Starts what was queued, and waits for one completion if `wait`. 0 or an errno; EINTR, EAGAIN
   // and EBUSY mean: reap what is there and call again.
   int submit(bool wait);
+  // The same, and waits for one completion, but not longer than this; then it is ETIME.
+  int submit_for(std::chrono::nanoseconds patience);
 
   // Takes completions into `completions`, as many as are there; returns how many.
   uint32_t reap(std::span<RingCompletion> completions);
