@@ -6,6 +6,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <ctime>
 #include <utility>
 
@@ -79,7 +80,10 @@ void RequestPoller::wait(int fd) {
     asleep_.fetch_add(1, std::memory_order_relaxed);
     return;
   }
-  if (!leads(period)) park(period);
+  if (!leads(period)) {
+    if (lead.gatherer) stop_gathering(fd);  // who parks has nothing under way
+    park(period);
+  }
   if (period_.load() != period) return;
   if (is_gathering(period)) {
     gather(fd, period);
@@ -229,7 +233,7 @@ void RequestPoller::park(uint32_t period) {
       until.tv_nsec -= 1'000'000'000;
       until.tv_sec++;
     }
-    if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0) continue;
+    if (sem_clockwait(&let_go_, CLOCK_MONOTONIC, &until) == 0 || errno != ETIMEDOUT) continue;
     const uint32_t before = std::exchange(taken, taken_.load(std::memory_order_relaxed));
     if (taken != before) continue;
     if (handling_.load(std::memory_order_relaxed) > 0 && !is_gathering(period)) {

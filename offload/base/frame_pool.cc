@@ -71,6 +71,7 @@ void close_at_end_of_thread() {
 constinit thread_local Cache cache{};
 
 void* refill(size_t index) {
+  if (cache.is_closed) return ::operator new(frame_bytes(index));
   close_at_end_of_thread();
   Chain chain = depot().take(index);
   if (chain.head == nullptr) return ::operator new(frame_bytes(index));
