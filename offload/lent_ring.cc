@@ -22,6 +22,8 @@ void LentRing::fill() {
     ring_->submit(false);  // whatever it says: the kernel takes entries, or will the next time
     transfers_.fill();
   }
+  // A read without company is what somebody waits for: handed over before the thread goes to sleep, it is answered a twentieth
+  // sooner (docs/PERFORMANCE.md). Where there are several the one call for all is worth more.
   if (transfers_.in_flight() == 1) ring_->submit(false);
 }
 
