@@ -6,7 +6,7 @@
 // all the while; the others are parked, lest the kernel wake them for what the leader takes. Whether that pays is measured:
 // a window of requests by polling must take less time than one did by sleeping before, on average, else there is a rest. (A longer pause between two requests,
 // which comes of something else, counts as kPauseMax.) It is given up early where
-// several requests are there at once, for which more threads are better, or where they come late (the program thinks, or
+// several requests are there at once, or where they come late (the program thinks, or
 // others need the CPU). docs/decisions/0017 has the figures.
 //
 // Where many requests are there at once, one thread may gather them: it reads them all and does without waiting what they want from the device
@@ -14,8 +14,8 @@
 //
 // Invariants. In an odd period one thread leads, and no other begins to read, but for a leader that returns just as its lead is taken; in an
 // even one all may read. The thread that ends
-// a period lets all parked ones go. Where no request is taken for kStuckAfter, a parked thread takes the lead if the leader is kept by a
-// request, and ends the period if nobody asks. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
+// a period lets all parked ones go. Where no request is taken for kStuckAfter, a parked thread takes the lead if a leader that polls is kept by a
+// request, and else ends the period. Waiting threads may be cancelled (pthread_cancel), as libfuse does at its end.
 // Period numbers: 4k all sleep, 4k + 1 one polls, 4k + 3 one gathers.
 // Not for: requests by io_uring (tools/libfuse/ring_queues.c), nor a library that reads by itself (fs/fuse_request_reader.h).
 #pragma once
