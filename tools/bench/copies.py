@@ -17,7 +17,7 @@ from row import Row, each
 from work import NotApplicable
 
 REPEATS = 5
-IMAGE_FACTOR = REPEATS + 2  # no copy takes the place of an earlier one; most of it are holes
+IMAGE_FACTOR = REPEATS + 4  # no copy takes the place of an earlier one; most of it are holes
 CHUNK_BYTES = 4 * MIB  # of data, at most, between two headers in a segment
 FRAMING_BYTES = 16384  # of headers and footers; about
 FICLONE = 0x40049409
@@ -140,11 +140,11 @@ IMAGE_ROWS = [
 ]
 
 
-def repeated(path, copy):
-    """Medians of the calls alone and with their fsync, in milliseconds. `copy` is given the number."""
+def repeated(path_of, copy):
+    """Medians of the calls alone and with their fsync, in milliseconds. Both are given the number."""
     calls, whole = [], []
     for number in range(REPEATS):
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path_of(number), os.O_RDWR)
         try:
             seconds = timed(copy, fd, number)
             calls.append(seconds * 1000)
@@ -159,12 +159,15 @@ def copy_within_volume(peer, size):
     write_whole(source, size)
     before = json.loads(command(peer.program, "stat", "--json", peer.mount_point))["copy"]
     source_fd = os.open(source, os.O_RDONLY)
-    target = peer.mount_point / "target"
+
+    def target(number):
+        path = peer.mount_point / f"target{number}"
+        path.touch()
+        return path
 
     def copy(target_fd, _):
         copy_range(source_fd, target_fd, size)
     try:
-        target.touch()
         found = repeated(target, copy)
     finally:
         os.close(source_fd)
@@ -187,7 +190,7 @@ def clone_of_image(image, size, piece):
         target = end + number * size
         for at in range(0, size, piece):
             fcntl.ioctl(fd, FICLONERANGE, struct.pack("<qQQQ", fd, at, piece - framing, target + at))
-    return repeated(image, clone)
+    return repeated(lambda _: image, clone)
 
 
 def measure_image(disk, directory, program, scale):
