@@ -127,8 +127,7 @@ Task<Result<size_t>> Store::Impl::assign_chunk(const std::vector<DirtyNode>* dir
   }
   for (uint32_t copy = 0; copy < copies; copy++) {
     OpenSegment& slot = streams[copy == 0 ? kMeta : kMirror];
-    slot.entries.insert(slot.entries.end(), chunks[copy]->entries.begin(),
-                        chunks[copy]->entries.end());
+    slot.add_chunk(chunks[copy]->entries);
     auto counted = co_await segments.add_live(
         chunks[copy]->segment, static_cast<int64_t>(n * geometry.node_blocks()), Hold());
     COFS_CO_TRY(counted);

@@ -103,6 +103,7 @@ Task<Result<>> Store::Impl::run_commit(FrozenState* freeze) {
   auto guard = co_await apply_lock.lock();
   auto writable = check_writable();
   COFS_CO_TRY(writable);
+  start_due_headers();
   const uint64_t served = commit_requests;
   const bool was_idle = pending_records.empty();
   if (!was_idle || freeze != nullptr || client != nullptr) {

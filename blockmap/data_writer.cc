@@ -4,6 +4,7 @@
 // told in stall.cc; where it is given up the store shuts down, since what was applied can no longer become durable.
 
 #include <algorithm>
+#include <utility>
 
 #include "blockmap/store_impl.h"
 
@@ -78,7 +79,8 @@ Task<Result<>> Store::Impl::seal_stream(ondisk::Stream stream) {
   OpenSegment& slot = streams[static_cast<size_t>(stream)];
   if (!slot.open) co_return Result<>();
   const uint32_t blocks = footer_blocks(slot.entries.size());
-  if (slot.entries_complete && slot.next_block + blocks <= geometry.segment_blocks &&
+  // The header of an only chunk says the same.
+  if (slot.entries_complete && slot.chunks > 1 && slot.next_block + blocks <= geometry.segment_blocks &&
       blocks <= BufferPool::kBufferBlocksMax && !slot.entries.empty()) {
     BufferRef buffer = env.buffers.allocate(blocks);
     encode_footer(geometry, slot.segment, slot.generation, slot.entries,
@@ -219,7 +221,7 @@ void Store::Impl::close_open_chunk() {
   OpenSegment& data = streams[static_cast<size_t>(ondisk::Stream::kData)];
   COFS_ASSERT(data.open && data.segment == open_chunk->segment);
   data.next_block = open_chunk->payload_start() + open_chunk->payload_blocks;
-  data.entries.insert(data.entries.end(), open_chunk->entries.begin(), open_chunk->entries.end());
+  data.add_chunk(open_chunk->entries);
   open_chunk = nullptr;
   start_chunk(std::move(open_chunk_owner));
 }
@@ -280,7 +282,7 @@ std::unique_ptr<ChunkWrite> Store::Impl::begin_staged_chunk(ondisk::Stream strea
 // Its entries are known: the stream goes on behind it.
 void Store::Impl::take_place(const ChunkWrite& chunk) {
   OpenSegment& slot = streams[static_cast<size_t>(chunk.stream)];
-  slot.entries.insert(slot.entries.end(), chunk.entries.begin(), chunk.entries.end());
+  slot.add_chunk(chunk.entries);
   slot.next_block = chunk.payload_start() + chunk.payload_blocks;
 }
 
@@ -314,11 +316,15 @@ Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::place_chunk(uint64_t bloc
   co_return chunk;
 }
 
-// The same for blocks that somebody else writes; the writing of the chunk's header begins.
+// The same for blocks that somebody else writes; the chunk's header becomes due.
 Task<Result<std::unique_ptr<ChunkWrite>>> Store::Impl::stage_chunk(uint64_t blocks_wanted) {
   auto chunk = co_await place_chunk(blocks_wanted);
-  if (chunk) start_chunk(std::make_unique<ChunkWrite>(**chunk));
+  if (chunk) due_headers.push_back(std::make_unique<ChunkWrite>(**chunk));
   co_return chunk;
+}
+
+void Store::Impl::start_due_headers() {
+  for (std::unique_ptr<ChunkWrite>& chunk : std::exchange(due_headers, {})) start_chunk(std::move(chunk));
 }
 
 }  // namespace cofs

@@ -98,6 +98,7 @@ Task<Result<bool>> Store::Impl::gc_take_victim(GcUrgency urgency) {
       gc_moves_per_won_256(geometry.segment_blocks, gc.victim->segment.live_blocks);
   const GcCandidate& segment = gc.victim->segment;
   // Its last chunks and its footer may still be under way, if it was sealed a moment ago.
+  start_due_headers();
   auto settled = co_await settle_writes(write_ordinal);
   COFS_CO_TRY(settled);
   auto entries = co_await read_summary(segment.segment, segment.generation);

@@ -146,7 +146,7 @@ Task<Result<>> Store::Impl::compose_log(std::vector<LogChunk>* chunks, bool* any
       chunk.tickets = payload->tickets;
     }
     log.next_block += header_blocks + header.payload_blocks;
-    log.entries.insert(log.entries.end(), entries.begin(), entries.end());
+    log.add_chunk(entries);
     log_blocks += chunk.range.count;
     counters.log_bytes += bytes_of_blocks(chunk.range.count);
     chunks->push_back(std::move(chunk));

@@ -190,8 +190,8 @@ static_assert(sizeof(LoggedOp) == 16);
 inline constexpr uint8_t kLoggedTruncate = 1;
 
 // --- Segments ----------------------------------------------------------------------------------
-// A segment: header block, chunks back to back, and, when it was sealed in good order, a footer in
-// its last blocks with the summary entries of all its chunks.
+// A segment: header block, chunks back to back, and, when it has several and was sealed in good order,
+// a footer in its last blocks with the summary entries of all its chunks.
 struct SegmentHeader {
   le64 magic;  // kSegmentMagic
   le64 checksum;  // of the structure with this field zero, seeded with volume_key

@@ -41,7 +41,13 @@ struct OpenSegment {
   uint32_t next_block = 0;      // where the next chunk goes; 1 until the first was written
   bool header_written = false;  // the segment header goes out with the first chunk
   bool entries_complete = true; // false after a remount: no footer then
+  uint32_t chunks = 0;          // since it was opened
   std::vector<ondisk::SummaryEntry> entries;
+
+  void add_chunk(std::span<const ondisk::SummaryEntry> of_chunk) {
+    chunks++;
+    entries.insert(entries.end(), of_chunk.begin(), of_chunk.end());
+  }
 };
 
 // Told about the device write of one DataRun, which may be split over chunks.
@@ -318,6 +324,9 @@ struct Store::Impl {
   ChunkWrite* open_chunk = nullptr;     // being filled by the transaction that is applied now
   std::unique_ptr<ChunkWrite> open_chunk_owner;
   std::unique_ptr<ChunkWrite> log_payload;  // payload that goes into the next log chunk
+  // Of chunks that copies fill, to be written with the next commit, before which nobody needs them and their segments are not used again:
+  // an image's filesystem has each clone wait for the writes that are under way.
+  std::vector<std::unique_ptr<ChunkWrite>> due_headers;
   StallState stall;
 
   // --- space ---
@@ -442,6 +451,7 @@ struct Store::Impl {
   void end_write(uint64_t ordinal);
   Task<Result<std::unique_ptr<ChunkWrite>>> place_chunk(uint64_t blocks_wanted);
   Task<Result<std::unique_ptr<ChunkWrite>>> stage_chunk(uint64_t blocks_wanted);
+  void start_due_headers();
   std::unique_ptr<ChunkWrite> begin_staged_chunk(ondisk::Stream stream);
   void take_place(const ChunkWrite& chunk);
   void finish_staged_chunk(const ChunkWrite& chunk);

@@ -451,6 +451,51 @@ TEST_F(Gc, DamagedSummariesAreLeftAlone) {
   EXPECT_EQ(volume->verify(true), "");
 }
 
+// Chunks that copies filled have their headers written with the next commit, or before that if somebody wants to know what a segment holds.
+TEST_F(Gc, WhatWasCopiedIsCollected) {
+  enum class Before : uint8_t { kNothing, kCommit, kCrash };
+  for (const Before before : {Before::kNothing, Before::kCommit, Before::kCrash}) {
+    SCOPED_TRACE(static_cast<int>(before));
+    const VolumeOptions options = gc_options(7, true);
+    mount(7, options);
+    ASSERT_TRUE(create("source", 250));
+    ASSERT_TRUE(volume->run(fs().sync()));
+    for (const char* name : {"one", "other"}) {
+      ASSERT_TRUE(create(name, 1));
+      File& file = files.at(name);
+      file.bytes = files.at("source").bytes;
+      const auto copied = volume->run(fs().copy_range(files.at("source").ino, 0, file.ino, 0, file.bytes.size()));
+      ASSERT_TRUE(copied) << describe(copied.error());
+      ASSERT_EQ(copied->bytes, file.bytes.size());
+    }
+    const uint64_t commits = counters().commits;
+    if (before != Before::kNothing) {
+      ASSERT_TRUE(volume->run(fs().sync()));
+    }
+    EXPECT_EQ(counters().commits, commits + (before == Before::kNothing ? 0 : 1));
+    if (before == Before::kCrash) {
+      const SimImage image = volume->device.image();
+      volume.reset();
+      mount_image(8, image, options);
+    }
+    for (const char* name : {"one", "other"}) {
+      File& file = files.at(name);
+      for (uint64_t at = 0; at < file.bytes.size(); at += 4 * kBlock) {
+        const uint64_t length = std::min<uint64_t>(3 * kBlock, file.bytes.size() - at);
+        ASSERT_TRUE(volume->run(fs().allocate(file.ino, AllocateMode::kPunchHole, at, length)));
+        std::memset(file.bytes.data() + at, 0, length);
+      }
+    }
+    const GcReport report = collect();
+    EXPECT_GE(report.victims, 5U);
+    EXPECT_EQ(counters().gc_skipped, 0U);
+    EXPECT_EQ(report.victims, counters().gc_segments_freed);
+    expect_contents();
+    expect_clean_after_remount();
+    volume.reset();
+  }
+}
+
 // What a slow reader was told lies in a segment that became free is still there when the read gets to it.
 TEST_F(Gc, FreedSegmentsWaitForReaders) {
   for (uint64_t seed = 0; seed < 12; seed++) {
