@@ -35,6 +35,8 @@ CORE_FORBIDDEN = {"thread", "mutex", "shared_mutex", "condition_variable", "futu
                   "chrono", "random", "ctime", "time.h", "sys/time.h", "unistd.h", "fcntl.h", "pthread.h",
                   "sys/random.h", "sys/mman.h", "sys/uio.h", "fstream", "filesystem", "iostream",
                   "sys/ioctl.h", "sys/socket.h", "poll.h"}
+# What a type's definition at the outermost level looks like. Linkers take one of two types with the same name for the other.
+TYPE = re.compile(r"(?:template <.*> )?(?:struct|class|union|enum|enum class) (?:alignas\(.*?\) )?(\w+)(?: final)?(?: : .*)? \{")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 
@@ -145,6 +147,32 @@ def check_file(path, links):
         yield f"{path}:1: a header without a guard"
 
 
+def types_of(path):
+    """(namespace::name, line number) of each type that other files' types may collide with."""
+    namespace, is_inside_file = "", False
+    for number, line in enumerate((ROOT / path).read_text().splitlines(), 1):
+        opened = re.match(r"namespace ?([\w:]*) \{", line)
+        if opened and opened[1]:
+            namespace = opened[1]
+        elif opened:
+            is_inside_file = True
+        elif line == "}  // namespace":
+            is_inside_file = False
+        defined = TYPE.match(line)
+        if defined and not is_inside_file:
+            yield f"{namespace}::{defined[1]}", number
+
+
+def check_types(paths):
+    first = {}
+    for path in paths:
+        if path.startswith("tests/"):  # each is a program of its own
+            continue
+        for name, number in types_of(path):
+            if first.setdefault(name, path) != path:
+                yield f"{path}:{number}: {name} is defined in {first[name]}, too"
+
+
 def main():
     links = declared_links()
     links.setdefault("cofs_ficlone", {"cofs_ficlone"})  # links nothing: see tools/ficlone/clone_calls.h
@@ -158,6 +186,7 @@ def main():
         sys.exit(f"only {len(paths)} source files found under {ROOT}")
     for path in paths:
         violations += check_file(path, links)
+    violations += check_types(paths)
     print("\n".join(violations))
     print(f"{len(paths)} files, {len(violations)} violations")
     sys.exit(1 if violations else 0)

@@ -176,7 +176,7 @@ TreeCloner::Outcome TreeCloner::clone_file(const Place& source, const Place& tar
     return failure(source.path, fmt::format("cannot be cloned ({}); cp copies it",
                                             outcome.error().substr(target.path.size() + 2)));
   }
-  std::expected<FileMap, std::string> map = read_file_map(to.get(), false);
+  std::expected<FileExtents, std::string> map = read_file_map(to.get(), false);
   if (!map) return failure(target.path, map.error());
   const FileMapTotals mapped = map->totals();
   CloneTotals file;

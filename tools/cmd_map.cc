@@ -43,7 +43,7 @@ bool has_place(const cofs_map_extent& extent) {
   return (extent.flags & (COFS_EXTENT_DELAYED | COFS_EXTENT_INLINE)) == 0;
 }
 
-void print_json(const FileMap& map) {
+void print_json(const FileExtents& map) {
   Json extents = Json::array();
   for (const cofs_map_extent& extent : map.extents) {
     extents.push_back({{"offset", extent.logical},
@@ -62,7 +62,7 @@ void print_json(const FileMap& map) {
   fmt::print("{}\n", text.dump(2));
 }
 
-void print_table(const FileMap& map) {
+void print_table(const FileExtents& map) {
   fmt::print("{:>16} {:>16} {:>18}  {}\n", "offset", "bytes", "physical", "flags");
   for (const cofs_map_extent& extent : map.extents) {
     std::string flags;
@@ -98,7 +98,7 @@ int map_command(const Invocation& invocation) {
     print_error(invocation, path, strerror(errno));
     return kExitFailed;
   }
-  std::expected<FileMap, std::string> map = read_file_map(fd.get(), !no_sync);
+  std::expected<FileExtents, std::string> map = read_file_map(fd.get(), !no_sync);
   if (!map) {
     print_error(invocation, path, map.error());
     return kExitFailed;

@@ -10,7 +10,7 @@
 
 namespace cofs {
 
-FileMapTotals FileMap::totals() const {
+FileMapTotals FileExtents::totals() const {
   FileMapTotals totals;
   for (const cofs_map_extent& extent : extents) {
     totals.mapped_bytes += extent.length;
@@ -22,13 +22,13 @@ FileMapTotals FileMap::totals() const {
   return totals;
 }
 
-std::expected<FileMap, std::string> read_file_map(int fd, bool sync) {
+std::expected<FileExtents, std::string> read_file_map(int fd, bool sync) {
   const CloneSystem& system = own_process();
   struct stat info;
   if (fstat(fd, &info) != 0) return std::unexpected(strerror(errno));
   if (!is_cofs_file(system, fd)) return std::unexpected("not on a mounted cofs volume");
   if (!S_ISREG(info.st_mode)) return std::unexpected("not a regular file");
-  FileMap map;
+  FileExtents map;
   map.size_bytes = static_cast<uint64_t>(info.st_size);
   auto page = std::make_unique<cofs_map>();
   uint64_t start = 0;

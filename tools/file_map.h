@@ -18,13 +18,13 @@ struct FileMapTotals {
   uint64_t unwritten_bytes = 0;
 };
 
-struct FileMap {
+struct FileExtents {
   uint64_t size_bytes = 0;
   std::vector<cofs_map_extent> extents;  // ascending
   FileMapTotals totals() const;
 };
 
 // `sync`: dirty data is given its place first. Errors: one line for a person.
-std::expected<FileMap, std::string> read_file_map(int fd, bool sync);
+std::expected<FileExtents, std::string> read_file_map(int fd, bool sync);
 
 }  // namespace cofs
