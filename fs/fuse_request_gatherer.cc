@@ -13,7 +13,7 @@ namespace cofs {
 namespace {
 
 constexpr uint32_t kTurnsPerBatch = 4;    // requests that enter the core together
-constexpr uint32_t kTurnsPerSubmit = 16;  // after which the kernel is told, whether there are more requests or not
+constexpr uint32_t kTurnsPerSubmit = 6;  // after which the device begins, whether there are more requests or not
 
 class RingGatherer final : public RequestPoller::Gatherer {
  public:
