@@ -1,6 +1,7 @@
 // Buffered writing: complete the blocks covered in part, get space promised, then insert in one step.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -11,6 +12,8 @@
 namespace cofs {
 
 namespace {
+
+constexpr uint64_t kEdgesAhead = 16;
 
 uint64_t end_of(const WriteData& data) { return data.offset + data.length; }
 uint64_t first_block_of(const WriteData& data) { return data.offset / kBlockBytes; }
@@ -27,6 +30,7 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
   const uint32_t head = static_cast<uint32_t>(data.offset % kBlockBytes);
   const uint32_t tail = static_cast<uint32_t>(end_of(data) % kBlockBytes);
   BufferRef old;
+  bool head_was_at_hand = false;
   for (uint64_t block = first; block <= last; block = block == last ? last + 1 : last) {
     const uint32_t from = block == first ? head : 0;
     const uint32_t to = block == last && tail != 0 ? tail : kBlockBytes;
@@ -37,12 +41,18 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
     const bool needs_old = valid > 0 && (from > 0 || valid > to);
     if (needs_old) {
       if (!old) old = environment.buffers.allocate(1);
+      const bool in_memory = inode.data.overlaps(block, 1);
       auto recalled = co_await recall_block(inode, block, old->data());
       COFS_CO_TRY(recalled);
-      if (!*recalled) {
+      bool at_hand = *recalled;
+      if (!at_hand && !in_memory && block > first && head_was_at_hand) {
+        at_hand = co_await read_edges_ahead(inode, block, old->data());
+      }
+      if (!at_hand) {
         auto read = co_await read_file_blocks(inode, block, 1, old->data(), nullptr);
         COFS_CO_TRY(read);
       }
+      if (block == first) head_was_at_hand = *recalled || in_memory;
       std::memcpy(target, old->data(), from);
       std::memcpy(target + to, old->data() + to, kBlockBytes - to);
     } else {
@@ -60,6 +70,30 @@ Task<Result<bool>> Files::Impl::recall_block(Inode& inode, uint64_t file_block, 
   COFS_CO_TRY(mappings);
   if (mappings->empty()) co_return false;
   co_return recent_edges.copy(inode.ino, file_block, mappings->front().virtual_block, target);
+}
+
+// Who writes records over older ones, one after the other (a database's log, begun anew), comes to the next blocks soon: they are read
+// together with this one, and kept. False: they cannot be read, which says nothing about this one.
+Task<bool> Files::Impl::read_edges_ahead(Inode& inode, uint64_t file_block, std::byte* target) {
+  const uint64_t count = std::min(kEdgesAhead, blocks_of_bytes(inode.size) - file_block);
+  auto mappings = co_await store.map_range(inode.ino, file_block, count, count);
+  if (!mappings) co_return false;
+  std::array<uint64_t, kEdgesAhead> virtual_blocks{};  // 0: a hole, or in memory as something newer
+  for (const Mapping& mapping : *mappings) {
+    for (uint64_t i = 0; i < mapping.count && mapping.virtual_block != 0; i++) {
+      const uint64_t block = mapping.file_block + i;
+      if (!inode.data.overlaps(block, 1)) virtual_blocks[block - file_block] = mapping.virtual_block + i;
+    }
+  }
+  const BufferRef buffer = environment.buffers.allocate(static_cast<uint32_t>(count));
+  auto read = co_await read_file_blocks(inode, file_block, static_cast<uint32_t>(count), buffer->data(), nullptr);
+  if (!read) co_return false;
+  for (uint32_t i = 1; i < count; i++) {
+    if (virtual_blocks[i] == 0) continue;
+    recent_edges.keep_placed(inode.ino, file_block + i, virtual_blocks[i], buffer->block(i), environment.buffers);
+  }
+  std::memcpy(target, buffer->data(), kBlockBytes);
+  co_return true;
 }
 
 // How many blocks are still to be reserved, beyond the file's own reservation and `held`.

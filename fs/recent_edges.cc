@@ -28,6 +28,14 @@ void RecentEdges::keep(uint64_t ino, uint64_t file_block, const std::byte* conte
   entry.virtual_block = 0;
 }
 
+void RecentEdges::keep_placed(uint64_t ino, uint64_t file_block, uint64_t virtual_block, const std::byte* content,
+                              BufferPool& pool) {
+  keep(ino, file_block, content, pool);
+  for (Entry& entry : entries_) {
+    if (entry.ino == ino && entry.file_block == file_block) entry.virtual_block = virtual_block;
+  }
+}
+
 void RecentEdges::forget(uint64_t ino, uint64_t file_block, uint64_t count) {
   for (Entry& entry : entries_) {
     if (entry.ino == ino && entry.file_block - file_block < count) entry.ino = 0;

@@ -1,4 +1,4 @@
-// RecentEdges: the blocks that writes covered in part, as they were written last: a few of them.
+// RecentEdges: the blocks that writes covered in part, as they were written last, and those that they are about to: a few of them.
 //
 // Who appends to a file, or writes records one after the other, comes back to the block where he ended. If that was
 // synced meanwhile it is no longer dirty, and would have to be read to be completed: a read of the device per append, and
@@ -23,6 +23,8 @@ class RecentEdges {
 
   // Under the apply lock, as the following: this is what block `file_block`, now dirty, holds. Copies it.
   void keep(uint64_t ino, uint64_t file_block, const std::byte* content, BufferPool& pool);
+  // A block that was read and is not dirty: the file names this virtual block there. For who has the file's lock.
+  void keep_placed(uint64_t ino, uint64_t file_block, uint64_t virtual_block, const std::byte* content, BufferPool& pool);
   // These blocks are dirty with something else.
   void forget(uint64_t ino, uint64_t file_block, uint64_t count);
   // A run of dirty blocks is being placed, and is called `token` until one of the last two says how it ended.

@@ -406,6 +406,67 @@ TEST_F(FilesTest, AMisalignedAppendLandsAtTheEnd) {
   EXPECT_EQ(read(ino, model.size(), 1U << 20) == big, true);
 }
 
+// Records that are no whole blocks, over older data, each synced: the next blocks are read together, and count only while they are the file's.
+TEST_F(FilesTest, RecordsOverOlderDataReadAhead) {
+  mount();
+  const uint64_t ino = create("log");
+  std::string model = random_bytes(100 * kBlock);
+  ASSERT_TRUE(write(ino, 0, model));
+  sync();
+  ASSERT_TRUE(volume->close());
+  ASSERT_TRUE(volume->open());
+  ASSERT_EQ(read(ino, 0, 100), model.substr(0, 100));  // and the nodes of the tree
+  const uint64_t reads_before = volume->device.counters().operations_of(IoRequest::Op::kRead);
+  const auto put = [&](uint64_t at, const std::string& bytes) {
+    ASSERT_TRUE(write(ino, at, bytes));
+    model.replace(at, bytes.size(), bytes);
+  };
+  constexpr uint64_t kRecord = kBlock + 24;
+  for (uint64_t at = 0; at + kRecord < model.size(); at += kRecord) {
+    put(at, random_bytes(24));
+    put(at + 24, random_bytes(kBlock));
+    sync();
+    const uint64_t done = at / kRecord;
+    if (done == 20) {  // a hole among what was read ahead
+      ASSERT_TRUE(volume->run(fs().allocate(ino, AllocateMode::kPunchHole, 24 * kBlock, kBlock)));
+      std::fill_n(model.begin() + 24 * kBlock, kBlock, '\0');
+    }
+    if (done == 40) put(43 * kBlock, random_bytes(2 * kBlock));  // something newer, not synced
+    if (done == 60) {
+      put(63 * kBlock, random_bytes(2 * kBlock));
+      sync();
+    }
+  }
+  EXPECT_LE(volume->device.counters().operations_of(IoRequest::Op::kRead) - reads_before, 20U);
+  EXPECT_TRUE(read(ino, 0, static_cast<uint32_t>(model.size())) == model);
+  ASSERT_TRUE(volume->close());
+  ASSERT_TRUE(volume->open());
+  EXPECT_TRUE(read(ino, 0, static_cast<uint32_t>(model.size())) == model);
+}
+
+// One of the next blocks that can't be read is nothing to who does not write there.
+TEST_F(FilesTest, AnUnreadableBlockAheadIsNoError) {
+  mount();
+  const uint64_t ino = create("log");
+  std::string model = random_bytes(32 * kBlock);
+  ASSERT_TRUE(write(ino, 0, model));
+  sync();
+  ASSERT_TRUE(volume->close());
+  ASSERT_TRUE(volume->open());
+  for (uint64_t block = 0; block < volume->device.geometry().block_count; block++) {
+    const SimPageRef page = volume->device.image().page(block);
+    if (page != nullptr && std::memcmp(page->bytes.data(), model.data() + 9 * kBlock, kBlock) == 0) volume->device.mark_bad(block);
+  }
+  for (uint64_t at = 0; at < 7 * kBlock; at += kBlock + 24) {
+    const std::string record = random_bytes(kBlock + 24);
+    ASSERT_TRUE(write(ino, at, record));
+    model.replace(at, record.size(), record);
+    sync();
+  }
+  EXPECT_EQ(read(ino, 0, 9 * kBlock) == model.substr(0, 9 * kBlock), true);
+  EXPECT_FALSE(write(ino, 9 * kBlock + 1, "x"));
+}
+
 TEST_F(FilesTest, ACopyGoesThroughTheEngineAndKeepsHoles) {
   mount();
   const uint64_t source = create("source");

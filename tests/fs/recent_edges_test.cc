@@ -73,6 +73,16 @@ TEST_F(RecentEdgesTest, WhatWasNotPlacedIsPlacedLater) {
   EXPECT_EQ(at(5, 10, 201), 'a');
 }
 
+TEST_F(RecentEdgesTest, WhatWasReadIsKnownAtOnce) {
+  std::array<std::byte, kBlockBytes> content;
+  content.fill(std::byte{'a'});
+  edges.keep_placed(5, 10, 100, content.data(), pool);
+  EXPECT_EQ(at(5, 10, 100), 'a');
+  EXPECT_EQ(at(5, 10, 101), 0);
+  keep(5, 10, 'b');
+  EXPECT_EQ(at(5, 10, 100), 0);
+}
+
 TEST_F(RecentEdgesTest, TheOldestGoes) {
   for (uint64_t block = 0; block <= RecentEdges::kBlocks; block++) keep(5, block, 'a');
   edges.placing(5, 0, RecentEdges::kBlocks + 1, 1);

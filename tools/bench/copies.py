@@ -19,7 +19,7 @@ from work import NotApplicable
 REPEATS = 5
 IMAGE_FACTOR = REPEATS + 4  # no copy takes the place of an earlier one; most of it are holes
 CHUNK_BYTES = 4 * MIB  # of data, at most, between two headers in a segment
-FRAMING_BYTES = 16384  # of headers and footers; about
+FRAMING_BYTES = 16384  # of headers; about
 FICLONE = 0x40049409
 FICLONERANGE = 0x4020940D
 SHARE_ATTRIBUTE = "user.cofs.clone"
