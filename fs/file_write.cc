@@ -1,7 +1,6 @@
 // Buffered writing: complete the blocks covered in part, get space promised, then insert in one step.
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
@@ -75,22 +74,23 @@ Task<Result<bool>> Files::Impl::recall_block(Inode& inode, uint64_t file_block, 
 // Who writes records over older ones, one after the other (a database's log, begun anew), comes to the next blocks soon: they are read
 // together with this one, and kept. False: they cannot be read, which says nothing about this one.
 Task<bool> Files::Impl::read_edges_ahead(Inode& inode, uint64_t file_block, std::byte* target) {
-  const uint64_t count = std::min(kEdgesAhead, blocks_of_bytes(inode.size) - file_block);
+  const uint64_t most = std::min(kEdgesAhead, blocks_of_bytes(inode.size) - file_block);
+  // What is in memory may be given another place meanwhile; what is not has its place for as long as the file is locked.
+  uint64_t count = 1;
+  while (count < most && !inode.data.overlaps(file_block + count, 1)) count++;
   auto mappings = co_await store.map_range(inode.ino, file_block, count, count);
   if (!mappings) co_return false;
-  std::array<uint64_t, kEdgesAhead> virtual_blocks{};  // 0: a hole, or in memory as something newer
-  for (const Mapping& mapping : *mappings) {
-    for (uint64_t i = 0; i < mapping.count && mapping.virtual_block != 0; i++) {
-      const uint64_t block = mapping.file_block + i;
-      if (!inode.data.overlaps(block, 1)) virtual_blocks[block - file_block] = mapping.virtual_block + i;
-    }
-  }
   const BufferRef buffer = environment.buffers.allocate(static_cast<uint32_t>(count));
   auto read = co_await read_file_blocks(inode, file_block, static_cast<uint32_t>(count), buffer->data(), nullptr);
   if (!read) co_return false;
-  for (uint32_t i = 1; i < count; i++) {
-    if (virtual_blocks[i] == 0) continue;
-    recent_edges.keep_placed(inode.ino, file_block + i, virtual_blocks[i], buffer->block(i), environment.buffers);
+  for (const Mapping& mapping : *mappings) {
+    if (mapping.virtual_block == 0) continue;  // preallocated
+    for (uint64_t i = 0; i < mapping.count; i++) {
+      const uint64_t block = mapping.file_block + i;
+      if (block == file_block) continue;  // about to be written
+      recent_edges.keep_placed(inode.ino, block, mapping.virtual_block + i, buffer->block(static_cast<uint32_t>(block - file_block)),
+                               environment.buffers);
+    }
   }
   std::memcpy(target, buffer->data(), kBlockBytes);
   co_return true;

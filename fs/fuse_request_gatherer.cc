@@ -12,7 +12,7 @@ namespace cofs {
 
 namespace {
 
-constexpr uint32_t kTurnsPerBatch = 4;    // requests that enter the core together
+constexpr uint32_t kTurnsPerBatch = 4;   // requests that enter the core together
 constexpr uint32_t kTurnsPerSubmit = 6;  // after which the device begins, whether there are more requests or not
 
 class RingGatherer final : public RequestPoller::Gatherer {
