@@ -16,8 +16,11 @@ from volume import REFERENCE, DeviceVolume, Difference, device_options, fetch_re
 SLOW_FILE_BYTES = 16 << 20
 LATE_OPTIONS = ("copy_timeout=3", "copy_verify=0", "copy_measure=never")
 KILL_AFTER_SECONDS = 1.5
-# Where all cores are busy with other work the emulation is slow by its own: the aim of 0.95 is for a quiet machine.
-RATE_RATIO_MIN = 0.6
+# Of rates taken within seconds of each other. Where all cores are busy with other work the emulation is slow by its
+# own, so that the machine's speed changes between the two: the aim of 0.95 is for a quiet machine, and who is below
+# this has further rounds.
+RATE_RATIO_MIN = 0.7
+ROUNDS_MAX = 3
 SCRATCH = "0:1G"
 RUNS = 5
 
@@ -31,16 +34,19 @@ def copy_whole(source, target):
         return time.monotonic() - start
 
 
-def copy_rate(checks, volume):
-    """The best of several copies of a large file, against the best rate of the commands themselves.
+def raw_rates(target):
+    """Bytes per second of the copy commands alone, by range length. Overwrites what is in SCRATCH."""
+    measured = json.loads(h.run_command(h.command(), "devcap", "--json", "--force", "--measure", SCRATCH,
+                                        target.path))
+    return measured["rates_bytes_per_second"][target.engine]
+
+
+def best_copy_rate(checks, volume):
+    """Bytes per second of the best of several copies of a large file, in a volume that is made for it.
 
     By the system call, not by cp: to start a program takes a tenth of a second here.
     """
-    target = volume.target
-    measured = json.loads(h.run_command(h.command(), "devcap", "--json", "--force", "--measure", SCRATCH,
-                                        target.path))
-    rates = measured["rates_bytes_per_second"][target.engine]
-    raw = max(rates.values())
+    name = volume.target.name
     volume.make("--no-discard").mount()
     h.run_command("cp", REFERENCE, volume.path("source"))
     os.sync()
@@ -51,15 +57,25 @@ def copy_rate(checks, volume):
             seconds = copy_whole(volume.path("source"), volume.path("copy"))
         best = max(best, size / seconds)
         checks.check(work.copy["device_bytes"] == size,
-                     f"{target.name}: all by the device, in {work.copy['device_commands']} commands, "
-                     f"{seconds:.3f} s")
+                     f"{name}: all by the device, in {work.copy['device_commands']} commands, {seconds:.3f} s")
         volume.path("copy").unlink()
-    h.note(f"{target.name}: raw rates by range length {rates}")
-    checks.record(target.name, raw_bytes_per_second=rates, filesystem_bytes_per_second=best)
-    checks.check(best >= RATE_RATIO_MIN * raw,
-                 f"{target.name}: copies at {best / 1e6:.0f} MB/s, the commands alone at {raw / 1e6:.0f} MB/s: "
-                 f"{best / raw:.2f}")
     volume.umount()
+    return best
+
+
+def copy_rate(checks, volume):
+    """The rate of copies of a large file, against the best rate of the commands themselves."""
+    target = volume.target
+    for _ in range(ROUNDS_MAX):
+        rates = raw_rates(target)
+        raw = max(rates.values())
+        best = best_copy_rate(checks, volume)
+        h.note(f"{target.name}: raw rates by range length {rates}; copies at {best / 1e6:.0f} MB/s, the commands "
+               f"alone at {raw / 1e6:.0f} MB/s: {best / raw:.2f}")
+        if best >= RATE_RATIO_MIN * raw:
+            break
+    checks.record(target.name, raw_bytes_per_second=rates, filesystem_bytes_per_second=best)
+    checks.check(best >= RATE_RATIO_MIN * raw, f"{target.name}: copies at {best / raw:.2f} of the commands' rate")
     volume.fsck(data=False)
 
 
