@@ -10,6 +10,7 @@
 // checkpoint gives it back.
 
 #include <algorithm>
+#include <utility>
 
 #include "blockmap/store_impl.h"
 
@@ -218,10 +219,15 @@ Task<Result<Reservation>> Store::reserve(Cost cost, SpaceClass space_class, uint
   const uint64_t collections_max = store.gc_on() ? 2 * store.geometry.segment_count : 0;
   uint64_t collections = 0;
   bool gains = collections_max != 0;
+  bool may_free = store.client != nullptr && space_class == SpaceClass::kUser;
   for (int attempt = 0;;) {
     if (available() >= blocks) {
       store.ledger.outstanding += blocks;
       co_return Reservation(&store.ledger, blocks);
+    }
+    if (std::exchange(may_free, false)) {
+      const bool freed = co_await store.client->free_space();
+      if (freed) continue;
     }
     // Where only over-provisioning is in the way, moving wins nothing.
     if (gains && store.room(space_class) < static_cast<int64_t>(blocks)) {

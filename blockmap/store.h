@@ -244,6 +244,9 @@ class CommitClient {
   // Whenever a transaction is applied: the number of blocks mapped in `ino` changed by `delta`. Under
   // the apply lock; must not wait.
   virtual void mapped_blocks_changed(uint64_t ino, int64_t delta) = 0;
+  // Before users' changes are refused for want of room, without locks of the store (the caller may hold inodes'): frees
+  // what can be freed. False: there is nothing.
+  virtual Task<bool> free_space() { co_return false; }
 };
 
 struct SpaceReport {  // blocks of 4 KiB unless said otherwise

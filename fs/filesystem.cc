@@ -13,6 +13,8 @@ namespace cofs {
 
 namespace {
 constexpr uint32_t kRootMode = S_IFDIR | 0755;
+// Less where the device does not take writes: then nothing is freed before it does.
+constexpr uint64_t kFreeWaitNs = 200'000'000;
 constexpr uint64_t kInodesPerBlock = 4;  // statfs: what a free block is worth in small files
 }  // namespace
 
@@ -102,6 +104,7 @@ Task<Result<>> FileSystem::close() {
 Task<> FileSystem::abandon() {
   store_->stop_waiting();
   jobs_->cancel_all();
+  names_->leave_forgotten();
   co_await names_->drain();
   co_await files_->drain();
   co_await store_->abandon();
@@ -306,7 +309,10 @@ Task<Result<>> FileSystem::sync_volume() {
   co_return Result<>();
 }
 
-FsStatistics FileSystem::statistics() const {
+Task<> FileSystem::free_removed() { co_await names_->free_now(kFreeWaitNs); }
+
+Task<FsStatistics> FileSystem::statistics() {
+  co_await free_removed();
   const SpaceReport space = store_->space();
   FsStatistics out;
   out.total_blocks = space.total_blocks;
@@ -315,7 +321,7 @@ FsStatistics FileSystem::statistics() const {
   out.available_blocks = space.available_blocks;
   out.free_inodes = space.available_blocks * kInodesPerBlock;
   out.inodes = space.inode_count + out.free_inodes;
-  return out;
+  co_return out;
 }
 
 // --- CommitClient, DataSink ----------------------------------------------------------------------
@@ -337,6 +343,8 @@ void FileSystem::mapped_blocks_changed(uint64_t ino, int64_t delta) {
   inode->blocks += static_cast<uint64_t>(delta);  // wraps as a subtraction where delta is negative
   inodes_->mark_dirty(*inode);
 }
+
+Task<bool> FileSystem::free_space() { return names_->free_now(UINT64_MAX); }
 
 void FileSystem::data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) {
   files_->data_written(token, result, first_virtual);

@@ -29,6 +29,8 @@ struct FsOptions {
   uint64_t inodes_cached_max = 32'768;      // unused ones; a commit is due when half as many have changed
   uint64_t copy_bytes_max = 1ULL << 30;     // of one copy_range call; it replies short beyond
   uint32_t direct_bytes_min = 512U << 10;   // direct writes from this length on wait for the device
+  // The blocks of a file that nobody knows any more are freed so long after the last such file; 0: at once.
+  uint64_t free_delay_ns = 0;
   bool read_only = false;
   CloneMode clone_mode = CloneMode::kDevice;  // where no attribute says otherwise
   FsOptions() = default;
@@ -135,7 +137,10 @@ class FileSystem final : public CommitClient, public DataSink {
   Task<Result<>> sync_file(uint64_t ino);  // fsync: everything too (docs/decisions/0003)
   // syncfs: everything; and after writes had failed, though it succeeds by now, kIo once (docs/decisions/0015).
   Task<Result<>> sync_volume();
-  FsStatistics statistics() const;
+  // Of what is free as soon as what was removed is freed, which is waited for a moment.
+  Task<FsStatistics> statistics();
+  // Has the blocks freed of files that are gone and wait for that (FsOptions::free_delay_ns); waits a moment for it.
+  Task<> free_removed();
   uint64_t inodes_in_memory() const { return inodes_->resident_count(); }
   Store& store() { return *store_; }
   Jobs& jobs() { return *jobs_; }
@@ -155,6 +160,7 @@ class FileSystem final : public CommitClient, public DataSink {
   uint64_t inode_bytes_bound() const override;
   void collect_inodes(Transaction& transaction) override;
   void mapped_blocks_changed(uint64_t ino, int64_t delta) override;
+  Task<bool> free_space() override;
   void data_written(uint64_t token, const Result<>& result, uint64_t first_virtual) override;
 
  private:

@@ -106,7 +106,7 @@ Task<void> remove_xattr(FuseServer& server, fuse_req_t request, uint64_t ino, st
 }
 
 Task<void> volume_figures(FuseServer& server, fuse_req_t request, uint64_t) {
-  FsStatistics figures = server.fs().statistics();
+  FsStatistics figures = co_await server.fs().statistics();
   reply(server, [request, figures] {
     struct statvfs status {};
     status.f_bsize = kBlockBytes;
@@ -120,7 +120,6 @@ Task<void> volume_figures(FuseServer& server, fuse_req_t request, uint64_t) {
     status.f_namemax = ondisk::kNameBytesMax;
     fuse_reply_statfs(request, &status);
   });
-  co_return;
 }
 
 void on_get_attributes(fuse_req_t request, fuse_ino_t ino, fuse_file_info*) {

@@ -98,11 +98,11 @@ void reply_text_page(fuse_req_t request, const FuseServer::TextPage& part, uint3
 }
 
 Task<void> first_statistics_page(FuseServer& server, fuse_req_t request) {
+  co_await server.fs().free_removed();
   std::string text = server.options().statistics(server);
   reply(server, [&server, request, whole = std::move(text)]() mutable {
     reply_text_page(request, server.keep_text(std::move(whole), COFS_TEXT_PAGE_BYTES), 0);
   });
-  co_return;
 }
 
 void on_statistics(fuse_req_t request, const cofs_text_page& asked) {
@@ -139,6 +139,7 @@ Task<void> trim(FuseServer& server, fuse_req_t request, fstrim_range asked) {
   const uint64_t end = asked.len > UINT64_MAX - asked.start ? UINT64_MAX : asked.start + asked.len;
   range.start = blocks_of_bytes(asked.start);
   range.count = std::max(end / kBlockBytes, range.start) - range.start;
+  co_await server.fs().free_removed();
   const auto trimmed = co_await server.fs().store().trim(range, blocks_of_bytes(asked.minlen));
   if (!trimmed) {
     reply_error(server, request, trimmed.error());

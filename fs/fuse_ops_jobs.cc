@@ -50,6 +50,7 @@ uint32_t end_reason_of(const GcJobFigures& figures) {
 }
 
 Task<void> start_gc(FuseServer& server, fuse_req_t request, cofs_gc_start arguments) {
+  co_await server.fs().free_removed();
   auto number = server.fs().jobs().start_gc(arguments.until_free_percent);
   if (!number) {
     reply_error(server, request, number.error());

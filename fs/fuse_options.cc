@@ -11,6 +11,9 @@ namespace {
 
 using Outcome = std::expected<void, std::string>;
 
+// More than a program takes from one removal to the next, less than a person sees.
+constexpr uint64_t kFreeDelayNs = 10'000'000;
+
 // Handed to the kernel as they are; libfuse knows all of them.
 constexpr std::array kVfsFlags = {"suid", "nosuid", "dev",   "nodev",  "exec",
                                   "noexec", "sync", "async", "dirsync"};
@@ -253,6 +256,7 @@ FsOptions MountOptions::fs_options() const {
   fs.access_times = access_times;
   fs.directory_access_times = directory_access_times;
   fs.dirty_bytes_max = dirty_bytes;
+  fs.free_delay_ns = kFreeDelayNs;
   fs.read_only = read_only;
   fs.clone_mode = clone_mode;
   return fs;

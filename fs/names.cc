@@ -209,7 +209,7 @@ Task<> Names::close_file(uint64_t ino) {
   const InodeRef inode(resident);
   if (--inode->open_count > 0) co_return;
   const auto orphan = my.orphans.find(ino);
-  if (orphan == my.orphans.end() || !orphan->second.forgotten) co_return;
+  if (orphan == my.orphans.end() || !orphan->second.forgotten || my.free_later(ino)) co_return;
   co_await my.free_inode(ino);
 }
 

@@ -56,6 +56,10 @@ class Names {
   // Frees the files that were unlinked and open when the volume was last in use. To be spawned: it is
   // background work from the call on.
   Task<> free_orphans();
+  // Frees what waits to be freed, at once. Returns when that was done, or after `patience_ns`; false: nothing waited.
+  Task<bool> free_now(uint64_t patience_ns);
+  // The files that wait to be freed stay on the device, for the next mount.
+  void leave_forgotten();
   // Waits until no background work is under way.
   Task<> settle();
   // The same, and new background work is refused from now on.

@@ -5,6 +5,7 @@
 // declared before the guards, so that the guards go first.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -92,6 +93,19 @@ struct Names::Impl {
   };
   std::unordered_map<uint64_t, Orphan> orphans;
 
+  // Files of `orphans` that can be freed and wait for free_forgotten(), the first one longest.
+  struct Forgotten {
+    InodeRef inode;
+    uint64_t blocks = 0;
+    uint64_t at_ns = 0;
+  };
+  std::deque<Forgotten> forgotten;
+  uint64_t forgotten_blocks = 0;  // of these, and of the one that is being freed
+  bool is_freeing = false;        // free_forgotten() runs
+  bool frees_now = false;         // it does not wait
+  bool pauses = false;            // it sleeps until `pause`
+  TimerRequest pause;
+
   uint64_t background_tasks = 0;
   bool draining = false;
   Event background_ended;
@@ -115,6 +129,12 @@ struct Names::Impl {
   // Frees an inode without names. What cannot be freed now stays an orphan for the next mount.
   Task<> free_inode(uint64_t ino);
   Task<> free_inode_in_background(uint64_t ino);
+  void free_in_background(uint64_t ino);
+  // Of a file that nobody knows any more: leaves it to free_forgotten(). False: it is to be freed at once.
+  bool free_later(uint64_t ino);
+  Task<> free_forgotten();
+  Task<> pause_before_freeing();
+  void hurry();
   Task<Result<>> free_locked(Inode& inode);
   Task<> free_orphans();
   Task<Result<>> free_stale_orphan(uint64_t ino);

@@ -4,13 +4,20 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "fs/names_impl.h"
 
 namespace cofs {
 
 namespace {
 constexpr uint64_t kOrphanBatch = 256;
-}
+constexpr size_t kForgottenMax = 16'384;          // files that wait to be freed
+constexpr uint64_t kRoomPerForgotten = 8;         // blocks that must be left for each that waits
+constexpr uint64_t kFreeDelayMaxNs = 1'000'000'000;
+constexpr uint64_t kFreeLookNs = 500'000;
+}  // namespace
 
 Task<> Names::forget(uint64_t ino) {
   Impl& my = *impl_;
@@ -19,7 +26,93 @@ Task<> Names::forget(uint64_t ino) {
   orphan->second.forgotten = true;
   const Inode* resident = my.inodes.find_resident(ino);
   if (resident != nullptr && resident->open_count > 0) co_return;  // freed by its last close
-  co_await my.free_inode(ino);
+  if (!my.free_later(ino)) co_await my.free_inode(ino);
+}
+
+// --- Freeing later ---
+//
+// Who removes a tree waits for each answer, and freeing blocks takes longer than removing names. So files with data wait until
+// no other was forgotten for a moment. What is only in memory is dropped at once, before it is written for nothing. The
+// blocks count as taken meanwhile: who needs room has them freed (Store::reserve), and who asks how much there is waits for it.
+
+bool Names::Impl::free_later(uint64_t ino) {
+  Inode* inode = inodes.find_resident(ino);
+  if (options.free_delay_ns == 0 || draining || frees_now) return false;
+  if (inode == nullptr || inode->blocks == 0 || !inode->data.empty()) return false;
+  const uint64_t blocks = forgotten_blocks + inode->blocks;
+  if (forgotten.size() == kForgottenMax ||
+      !store.has_room(Cost(blocks * kRoomPerForgotten, 0), SpaceClass::kUser)) {
+    hurry();
+    return false;
+  }
+  forgotten_blocks = blocks;
+  forgotten.push_back(Forgotten{InodeRef(inode), inode->blocks, environment.clock.monotonic_ns()});
+  if (!is_freeing) {
+    is_freeing = true;
+    background_tasks++;
+    spawn(environment.executor, free_forgotten());
+  }
+  return true;
+}
+
+Task<> Names::Impl::free_forgotten() {
+  while (!forgotten.empty()) {
+    co_await pause_before_freeing();
+    for (size_t left = forgotten.size(); left > 0 && !forgotten.empty(); left--) {
+      const Forgotten file = std::move(forgotten.front());
+      forgotten.pop_front();
+      if (file.inode->lock.idle()) {
+        co_await free_inode(file.inode->ino);
+      } else {
+        // Met again, by a file handle. Who holds it may be waiting for the room that is made here.
+        free_in_background(file.inode->ino);
+      }
+      forgotten_blocks -= file.blocks;
+      co_await outside(environment.executor, [] {});  // lets others in
+    }
+  }
+  is_freeing = false;
+  frees_now = false;
+  background_tasks--;
+  background_ended.notify_all();
+}
+
+Task<> Names::Impl::pause_before_freeing() {
+  while (!frees_now && !forgotten.empty()) {
+    const uint64_t due = std::min(forgotten.back().at_ns + options.free_delay_ns,
+                                  forgotten.front().at_ns + kFreeDelayMaxNs);
+    if (environment.clock.monotonic_ns() >= due) co_return;
+    pause = TimerRequest();
+    pause.due_ns = due;
+    pauses = true;
+    co_await sleep_until(environment.clock, pause);
+    pauses = false;
+  }
+}
+
+void Names::Impl::hurry() {
+  if (!is_freeing || frees_now) return;
+  frees_now = true;
+  if (pauses) environment.clock.cancel(pause);
+}
+
+Task<bool> Names::free_now(uint64_t patience_ns) {
+  Impl& my = *impl_;
+  if (!my.is_freeing) co_return false;
+  my.hurry();
+  Clock& clock = my.environment.clock;
+  const uint64_t begin_ns = clock.monotonic_ns();
+  while (my.is_freeing && clock.monotonic_ns() - begin_ns < patience_ns) {
+    TimerRequest request;
+    request.due_ns = clock.monotonic_ns() + kFreeLookNs;
+    co_await sleep_until(clock, request);
+  }
+  co_return true;
+}
+
+void Names::leave_forgotten() {
+  impl_->forgotten.clear();
+  impl_->hurry();
 }
 
 Task<> Names::Impl::free_inode(uint64_t ino) {
@@ -72,9 +165,11 @@ Task<Result<InodeRef>> Names::make_temporary() {
   co_return inode;
 }
 
-void Names::free_temporary(uint64_t ino) {
-  impl_->background_tasks++;
-  spawn(impl_->environment.executor, impl_->free_inode_in_background(ino));
+void Names::free_temporary(uint64_t ino) { impl_->free_in_background(ino); }
+
+void Names::Impl::free_in_background(uint64_t ino) {
+  background_tasks++;
+  spawn(environment.executor, free_inode_in_background(ino));
 }
 
 Task<> Names::Impl::free_inode_in_background(uint64_t ino) {
@@ -143,6 +238,7 @@ Task<Result<>> Names::Impl::free_stale_orphan(uint64_t ino) {
 
 Task<> Names::settle() {
   Impl& my = *impl_;
+  my.hurry();
   while (my.background_tasks > 0) co_await my.background_ended.wait();
 }
 

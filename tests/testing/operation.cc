@@ -407,7 +407,7 @@ Task<Result<>> dispatch(FileSystem& fs, OpenFiles& files, const Operation& op,
     case OperationKind::kReadSymlink:
     case OperationKind::kSeekData:
     case OperationKind::kSeekHole: done = co_await do_inquire(fs, files, op, result); break;
-    case OperationKind::kStatfs: result.statistics = fs.statistics(); break;
+    case OperationKind::kStatfs: result.statistics = co_await fs.statistics(); break;
     case OperationKind::kSync: {
       // Some garbage collection, too: the volumes of these tests are not full. What goes wrong with it the
       // sync says.

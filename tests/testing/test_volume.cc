@@ -58,6 +58,7 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
   options.fs.dirty_bytes_max = kBlockBytes * random.between(16, 512);
   options.fs.direct_bytes_min = 1;
   options.fs.inodes_cached_max = random.between(1, 64);
+  options.fs.free_delay_ns = seed % 2 == 0 ? 0 : 10'000'000;
   options.device.seed = random.next();
   if (random.below(2) == 0) {
     CopyLimits limits;
@@ -81,9 +82,9 @@ VolumeOptions VolumeOptions::tiny(uint64_t seed) {
 std::string VolumeOptions::describe() const {
   return fmt::format(
       "device {} blocks, segments {}, node copies {}, log limit {}, cache {} bytes, dirty nodes {}, "
-      "dirty data {} bytes, inodes {}, background {}, copies {}, clone {}, gc {}",
+      "dirty data {} bytes, inodes {}, freed after {} ns, background {}, copies {}, clone {}, gc {}",
       device_blocks, format.segment_blocks, format.metadata_copies, format.log_limit_blocks,
-      store.cache_bytes, store.dirty_nodes_max, fs.dirty_bytes_max, fs.inodes_cached_max,
+      store.cache_bytes, store.dirty_nodes_max, fs.dirty_bytes_max, fs.inodes_cached_max, fs.free_delay_ns,
       store.background, device.copies.size(),
       fs.clone_mode == CloneMode::kShare ? "share" : "device", static_cast<int>(store.gc));
 }
