@@ -128,6 +128,8 @@ struct Names::Impl {
   void touch_access_time(Inode& inode);
   // Frees an inode without names. What cannot be freed now stays an orphan for the next mount.
   Task<> free_inode(uint64_t ino);
+  Task<Result<>> free_unnamed(Inode& inode);  // pinned; nothing where it is used again
+  void tell_not_freed(const Error& error);
   Task<> free_inode_in_background(uint64_t ino);
   void free_in_background(uint64_t ino);
   // Of a file that nobody knows any more: leaves it to free_forgotten(). False: it is to be freed at once.

@@ -56,13 +56,16 @@ bool Names::Impl::free_later(uint64_t ino) {
 }
 
 Task<> Names::Impl::free_forgotten() {
+  bool has_failed = false;
   while (!forgotten.empty()) {
     co_await pause_before_freeing();
     for (size_t left = forgotten.size(); left > 0 && !forgotten.empty(); left--) {
       const Forgotten file = std::move(forgotten.front());
       forgotten.pop_front();
       if (file.inode->lock.idle()) {
-        co_await free_inode(file.inode->ino);
+        auto freed = co_await free_unnamed(*file.inode);
+        // Where the device fails, it does for all of them: one line is enough.
+        if (!freed && !std::exchange(has_failed, true)) tell_not_freed(freed.error());
       } else {
         // Met again, by a file handle. Who holds it may be waiting for the room that is made here.
         free_in_background(file.inode->ino);
@@ -118,13 +121,20 @@ void Names::leave_forgotten() {
 Task<> Names::Impl::free_inode(uint64_t ino) {
   auto inode = co_await inodes.get(ino);
   if (!inode) co_return;
-  const SharedMutex::Guard guard = co_await (*inode)->lock.lock_exclusive();
-  if ((*inode)->deleted || (*inode)->nlink != 0 || (*inode)->open_count != 0) co_return;
-  auto freed = co_await free_locked(**inode);
-  if (!freed && !store.shut_down()) {
-    environment.journal.write(Severity::kWarning,
-                              "an unlinked file stays until the next mount: " + describe(freed.error()));
-  }
+  auto freed = co_await free_unnamed(**inode);
+  if (!freed) tell_not_freed(freed.error());
+}
+
+Task<Result<>> Names::Impl::free_unnamed(Inode& inode) {
+  const SharedMutex::Guard guard = co_await inode.lock.lock_exclusive();
+  if (inode.deleted || inode.nlink != 0 || inode.open_count != 0) co_return Result<>();
+  auto freed = co_await free_locked(inode);
+  co_return freed;
+}
+
+void Names::Impl::tell_not_freed(const Error& error) {
+  if (store.shut_down()) return;
+  environment.journal.write(Severity::kWarning, "an unlinked file stays until the next mount: " + describe(error));
 }
 
 Task<Result<>> Names::Impl::free_locked(Inode& inode) {
