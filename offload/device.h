@@ -81,7 +81,9 @@ struct IoRequest {
   Result<> result;                               // set before the waiter runs
   uint64_t good_blocks = 0;                      // kCopy: known-good prefix of the target, also on error
   std::coroutine_handle<> waiter;
-  IoRequest* next = nullptr;                     // for the device's lists while it owns the request
+  // For the device, while it owns the request.
+  IoRequest* next = nullptr;
+  bool in_batch = false;                         // it came together with others
 };
 
 class Device {

@@ -124,6 +124,22 @@ class FileDeviceTest : public testing::Test {
     auto result = co_await device_->write(range, {&piece, 1}, durable);
     co_return result;
   }
+  // Single blocks, submitted in one stay in the monitor.
+  Task<Result<>> write_together(uint64_t count) {
+    WaitGroup group(monitor_);
+    Result<> result;
+    for (uint64_t i = 0; i < count; i++) {
+      group.add();
+      spawn(monitor_, write_one({i, 1}, result, group));
+    }
+    co_await group.wait();
+    co_return result;
+  }
+  Task<void> write_one(BlockRange range, Result<>& result, WaitGroup& group) {
+    auto written = co_await write_version(range, 1);
+    if (!written) result = written;
+    group.done();
+  }
   // The blocks must hold what was written as blocks `from`…, in `version`.
   Task<Result<bool>> holds(const BlockRange& range, uint64_t from, uint64_t version) {
     BufferRef buffer = buffers_.allocate(static_cast<uint32_t>(range.count));
@@ -281,6 +297,17 @@ TEST_F(FileDeviceTest, LoneRequestsAreDoneInline) {
   EXPECT_EQ(device_->counters().handed_over, 0u);
   ASSERT_TRUE(run_blocking(monitor_, write_version({100, 256}, 1)));  // large: by a thread
   EXPECT_EQ(device_->counters().handed_over, 1u);
+}
+
+// One program's reads at once, as of blocks ahead, do not keep its next requests from being done in place.
+TEST_F(FileDeviceTest, WhatComesTogetherIsNoBurst) {
+  open();
+  for (uint64_t i = 0; i < 20; i++) {
+    ASSERT_TRUE(run_blocking(monitor_, write_together(8)));
+    ASSERT_TRUE(run_blocking(monitor_, write_version({i, 2}, 1)));
+  }
+  EXPECT_EQ(device_->counters().handed_over, 160u);
+  EXPECT_EQ(device_->counters().inline_requests, 20u);
 }
 
 TEST_F(FileDeviceTest, NothingInlineWhereItIsForbidden) {
