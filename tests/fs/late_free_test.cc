@@ -132,6 +132,30 @@ TEST_F(LateFree, WhoNeedsTheRoomHasIt) {
   EXPECT_EQ(volume_->verify(true), "");
 }
 
+// A removed file that is met again, by a file handle, and written to: its lock is held by who waits for the room.
+TEST_F(LateFree, WhoNeedsTheRoomMayHoldOneOfThem) {
+  create_durable("large", 256);
+  create_durable("again", 1);
+  remove("large");
+  remove("again");
+  ASSERT_TRUE(is_there("large"));
+  ASSERT_TRUE(run(fs().open_file(files_.at("again"), OpenIntent())));
+  const std::string bytes(kFileBlocks * kBlockBytes, 'y');
+  uint64_t offset = 0;
+  while (is_there("large")) {
+    ASSERT_TRUE(run(fs().write(files_.at("again"),
+                               WriteData::fill(volume_->world.buffers, offset, bytes.data(), static_cast<uint32_t>(bytes.size())),
+                               false, false)))
+        << offset;
+    offset += bytes.size();
+  }
+  EXPECT_TRUE(is_there("again"));
+  volume_->run(fs().close_file(files_.at("again")));
+  volume_->pass(2 * kDelayNs);
+  EXPECT_FALSE(is_there("again"));
+  EXPECT_EQ(volume_->verify(true), "");
+}
+
 TEST_F(LateFree, FullVolumesFreeAtOnce) {
   create_durable("a", 64);
   int files = 0;
