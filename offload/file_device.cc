@@ -196,9 +196,9 @@ void FileDevice::submit(IoRequest& request) {
 
 void FileDevice::dispatch(RequestList requests, uint32_t count) {
   bool alone = count == 1 && may_be_inline(*requests.head);
-  for (IoRequest* request = requests.head; request != nullptr; request = request->next) request->in_batch = count > 1;
   RequestList transfers;
   while (IoRequest* request = requests.pop()) {
+    request->in_batch = count > 1;
     request->result = check(*request);
     if (!request->result) {
       finish(*request);
@@ -374,9 +374,9 @@ void FileDevice::account_for(std::span<IoRequest* const> requests) {
       requests, [](const IoRequest* request) { return is_foreground(*request); }));
   // Company at the end of a request that had come by itself: the next ones come in a burst, and are better done together. (What
   // came together is of one program, which goes on with single ones when all have ended, as SQLite does with its log.)
-  const bool came_alone = std::ranges::any_of(
-      requests, [](const IoRequest* request) { return is_foreground(*request) && !request->in_batch; });
-  if (ended > 0 && foreground_.fetch_sub(ended, std::memory_order_relaxed) > ended && came_alone) {
+  const auto came_alone = [](const IoRequest* request) { return is_foreground(*request) && !request->in_batch; };
+  if (ended > 0 && foreground_.fetch_sub(ended, std::memory_order_relaxed) > ended &&
+      std::ranges::any_of(requests, came_alone)) {
     burst_left_.store(kBurstRequests, std::memory_order_relaxed);
   }
   in_flight_.fetch_sub(static_cast<uint32_t>(requests.size()), std::memory_order_release);
