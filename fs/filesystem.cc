@@ -13,7 +13,7 @@ namespace cofs {
 
 namespace {
 constexpr uint32_t kRootMode = S_IFDIR | 0755;
-// Less where the device does not take writes: then nothing is freed before it does.
+// At most: where the device does not take writes, nothing is freed before it does.
 constexpr uint64_t kFreeWaitNs = 200'000'000;
 constexpr uint64_t kInodesPerBlock = 4;  // statfs: what a free block is worth in small files
 }  // namespace
