@@ -44,7 +44,8 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
       auto recalled = co_await recall_block(inode, block, old->data());
       COFS_CO_TRY(recalled);
       bool at_hand = *recalled;
-      if (!at_hand && !in_memory && block > first && head_was_at_hand) {
+      const bool goes_on = block > first ? head_was_at_hand : from == 0 && block > 0 && is_at_hand(inode, block - 1);
+      if (!at_hand && !in_memory && goes_on) {
         at_hand = co_await read_edges_ahead(inode, block, old->data());
       }
       if (!at_hand) {
@@ -61,6 +62,10 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
     data.hashes[block - first] = block_hash(target);
   }
   co_return Result<>();
+}
+
+bool Files::Impl::is_at_hand(const Inode& inode, uint64_t file_block) const {
+  return inode.data.overlaps(file_block, 1) || recent_edges.knows(inode.ino, file_block);
 }
 
 Task<Result<bool>> Files::Impl::recall_block(Inode& inode, uint64_t file_block, std::byte* target) {
