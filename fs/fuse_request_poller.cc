@@ -10,6 +10,8 @@
 #include <ctime>
 #include <utility>
 
+#include "offload/base/cpus.h"
+
 namespace cofs {
 
 namespace {
@@ -29,17 +31,12 @@ struct NoCancellation {
   int before = 0;
 };
 
-uint32_t cpus_of_this_process() {
-  cpu_set_t cpus;
-  return sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? static_cast<uint32_t>(CPU_COUNT(&cpus)) : 1;
-}
-
 }  // namespace
 
 thread_local RequestPoller::Lead RequestPoller::lead;
 
 RequestPoller::RequestPoller(bool allowed, MakeGatherer make_gatherer)
-    : allowed_(allowed && cpus_of_this_process() > 1), make_gatherer_(std::move(make_gatherer)), may_gather_(bool(make_gatherer_)) {
+    : allowed_(allowed && usable_cpus() > 1), make_gatherer_(std::move(make_gatherer)), may_gather_(bool(make_gatherer_)) {
   sem_init(&let_go_, 0, 0);
 }
 
