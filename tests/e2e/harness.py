@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXIT_SKIPPED = 77
 SERVER_START_SECONDS_MAX = 60
 COMMAND_SECONDS_MAX = 300
+IO_URING_SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
 
 class Failure(Exception):
@@ -93,6 +94,21 @@ def drop_caches():
     os.sync()
     with contextlib.suppress(OSError), open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
         file.write("3")
+
+
+@contextlib.contextmanager
+def io_uring_allowed():
+    """The kernel's switch for the transport is on, where there is one; it concerns only mounts that ask for the transport."""
+    was = IO_URING_SWITCH.read_text().strip() if IO_URING_SWITCH.exists() else None
+    with contextlib.suppress(OSError):  # not root
+        if was == "N":
+            IO_URING_SWITCH.write_text("Y")
+    try:
+        yield
+    finally:
+        if was == "N":
+            with contextlib.suppress(OSError):
+                IO_URING_SWITCH.write_text("N")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@
 Skipped, with the server's own reason, where the kernel or the library cannot; the refusals are tested in any case. As root
 it allows the transport (the module's parameter) while it runs.
 """
-import contextlib
 import errno
 import os
 import pathlib
@@ -16,7 +15,6 @@ import harness as h
 import transport_stress
 
 STRESS_SECONDS = 20
-SWITCH = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 MIB = 1 << 20
 REMOVED = 5000
 FORGETS_PER_SECOND_MAX = 4 * 200  # a thread takes one in 5 ms, and then what has come until then; few threads do
@@ -43,27 +41,12 @@ def refusals(volume):
         h.check("libfuse" in line and "COFS_LIBFUSE=pinned" in line, f"does not say by which library it can be had: {line}")
         h.note(f"refused: {line}")
         return
-    if not SWITCH.exists() or SWITCH.read_text().strip() != "N":
+    if not h.IO_URING_SWITCH.exists() or h.IO_URING_SWITCH.read_text().strip() != "N":
         return
     line = refusal(volume, "io_uring")
     h.check("io_uring" in line, f"does not name the transport: {line}")
     if "libfuse" not in line:
-        h.check(str(SWITCH) in line, f"does not say how to allow it: {line}")
-
-
-@contextlib.contextmanager
-def allowed():
-    """The kernel's switch is on, where there is one; it concerns only mounts that ask for the transport."""
-    was = SWITCH.read_text().strip() if SWITCH.exists() else None
-    with contextlib.suppress(OSError):  # not root
-        if was == "N":
-            SWITCH.write_text("Y")
-    try:
-        yield
-    finally:
-        if was == "N":
-            with contextlib.suppress(OSError):
-                SWITCH.write_text("N")
+        h.check(str(h.IO_URING_SWITCH) in line, f"does not say how to allow it: {line}")
 
 
 def check_files(volume, contents):
@@ -227,7 +210,7 @@ def killed(volume, contents):
 def test(space):
     volume = space.volume(size="1G", options="io_uring")
     refusals(volume)
-    with allowed():
+    with h.io_uring_allowed():
         serve(volume, space)
 
 
