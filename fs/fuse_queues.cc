@@ -68,6 +68,7 @@ FuseQueues::FuseQueues(FuseServer& server) : server_(server), guest_(std::make_u
     static_cast<FuseQueueThread*>(thread)->completed(tag, outcome);
   };
   calls.batch_ended = [](void* thread) { static_cast<FuseQueueThread*>(thread)->end_batch(); };
+  calls.before_sleep = [](void* thread) { static_cast<FuseQueueThread*>(thread)->before_sleep(); };
   calls.may_end = [](void* thread) { return static_cast<FuseQueueThread*>(thread)->may_end() ? 1 : 0; };
   calls.thread_ends = [](void* thread) { delete static_cast<FuseQueueThread*>(thread); };
   cofs_ring_set_guest(&calls);

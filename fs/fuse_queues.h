@@ -36,6 +36,7 @@ class FuseQueueThread {
   void add(std::coroutine_handle<> request) { batch_.push_back(request); }
   void completed(void* tag, int32_t outcome) { ring_->completed(tag, outcome); }
   void end_batch();
+  void before_sleep() { ring_->poll(); }
   // From now on nothing of this thread's goes to the ring; true when nothing is in it.
   bool may_end();
 

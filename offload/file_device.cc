@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "offload/base/cpus.h"
 #include "offload/copier_probe.h"
 #include "offload/target_geometry.h"
 #include "offload/transfer.h"
@@ -66,7 +67,12 @@ Result<std::unique_ptr<FileDevice>> FileDevice::open(OpenedTarget target, Monito
 
 FileDevice::FileDevice(OpenedTarget target, Monitor& monitor, Journal& journal,
                        const FileDeviceOptions& options)
-    : target_(std::move(target)), monitor_(monitor), journal_(journal), options_(options) {}
+    : target_(std::move(target)),
+      monitor_(monitor),
+      journal_(journal),
+      options_(options),
+      polls_(options.busy_poll && usable_cpus() > 1),
+      in_place_poller_(polls_, polled_) {}
 
 FileDevice::~FileDevice() {
   while (dispatching_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
@@ -129,7 +135,7 @@ void FileDevice::start_threads(std::span<std::byte> memory) {
     ring_threads_.push_back(std::move(*thread));
   }
   if (!ring_threads_.empty()) {
-    // Not having it is told by nothing: durable writes then go to the threads.
+    // Not having it is told by nothing: durable writes then go to the threads, and nothing is polled for.
     if (geometry_.is_block_device) {
       in_place_ring_ = Ring::create_in_turns(1, target_.lock_fd()).value_or(nullptr);
     }
@@ -156,14 +162,15 @@ std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend(io_uring& ring, u
   if (!borrowed) return std::unexpected(borrowed.error());
   (*borrowed)->register_memory(memory_);  // what the others were refused is in the journal already
   RequestSink& sink = *this;
-  return std::make_unique<LentRing>(std::move(*borrowed), target_.fd(), sink);
+  return std::make_unique<LentRing>(std::move(*borrowed), target_.fd(), sink,
+                                    CompletionPoller(polls_ && geometry_.is_block_device, polled_));
 }
 
 std::expected<std::unique_ptr<LentRing>, int> FileDevice::lend_new() {
   auto ring = Ring::create(LentRing::kEntries, target_.lock_fd());
   if (!ring) return std::unexpected(ring.error());
   RequestSink& sink = *this;
-  return std::make_unique<LentRing>(std::move(*ring), target_.fd(), sink);
+  return std::make_unique<LentRing>(std::move(*ring), target_.fd(), sink, CompletionPoller(false, polled_));
 }
 
 void FileDevice::take_finished(LentRing& ring, std::vector<std::coroutine_handle<>>& waiters) {
@@ -178,6 +185,7 @@ FileDeviceCounters FileDevice::counters() const {
   FileDeviceCounters counters;
   counters.inline_requests = inline_requests_.load(std::memory_order_relaxed);
   counters.handed_over = handed_over_.load(std::memory_order_relaxed);
+  counters.polled = polled_.load(std::memory_order_relaxed);
   return counters;
 }
 
@@ -283,16 +291,20 @@ void FileDevice::serve_by_ring_in_place(IoRequest& request) {
   transfer.begin(request);
   {
     std::lock_guard lock(in_place_mutex_);
+    const auto began = CompletionPoller::Clock::now();
+    const auto poll_until = in_place_poller_.begin(began);
     RingCompletion completion;
     do {
-      const bool queued = in_place_ring_->write(target_.fd(), transfer.vectors(), transfer.offset(), transfer.flags(), &transfer);
+      const bool queued = transfer.queue(*in_place_ring_, target_.fd());
       COFS_ASSERT(queued);  // whoever has the ring leaves it empty
-      do {
+      if (poll_until > began) in_place_ring_->poll(poll_until);
+      while (in_place_ring_->reap({&completion, 1}) == 0) {
         int outcome = in_place_ring_->submit(true);
         // ENOMEM: the kernel needs memory for each thread that uses a ring. The write stays queued.
         COFS_ASSERT(outcome == 0 || outcome == EINTR || outcome == EAGAIN || outcome == EBUSY || outcome == ENOMEM);
-      } while (in_place_ring_->reap({&completion, 1}) == 0);
+      }
     } while (!transfer.advance(completion.outcome));
+    in_place_poller_.end(CompletionPoller::Clock::now());
   }
   if (!request.result) transfer_failed(request, transfer.error_number());
   finish(request);

@@ -21,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "offload/completion_poller.h"
 #include "offload/device_copier.h"
 #include "offload/lent_ring.h"
 #include "offload/monitor.h"
@@ -36,6 +37,7 @@ struct FileDeviceOptions {
   bool direct = true;        // O_DIRECT; without it the host's page cache holds all data once more
   bool inline_io = true;     // reads and writes in place when alone
   bool inline_flush = true;  // the same for flushes
+  bool busy_poll = true;     // for a durable write to a block device, while it pays
   bool register_memory = true;  // the buffer pool's arena with the rings; pins all of it
   uint32_t ring_threads = 2;    // the second takes over while the first runs the core
   uint32_t ring_entries = 256;  // a power of two
@@ -44,6 +46,7 @@ struct FileDeviceOptions {
 struct FileDeviceCounters {
   uint64_t inline_requests = 0;  // done by the thread that left the core
   uint64_t handed_over = 0;      // done by a permanent thread
+  uint64_t polled = 0;           // whose end was found without sleeping
 };
 
 class FileDevice final : public Device, private RequestSink {
@@ -110,6 +113,7 @@ class FileDevice final : public Device, private RequestSink {
   Journal& journal_;
   const FileDeviceOptions options_;
   DeviceGeometry geometry_;
+  const bool polls_;  // see CompletionPoller
 
   // Inside the core.
   Batch* batch_ = nullptr;  // valid while batch_entry_ is the monitor's
@@ -123,6 +127,7 @@ class FileDevice final : public Device, private RequestSink {
   std::atomic<uint32_t> failures_{0};
   std::atomic<uint64_t> inline_requests_{0};
   std::atomic<uint64_t> handed_over_{0};
+  std::atomic<uint64_t> polled_{0};
 
   std::vector<std::unique_ptr<DeviceCopier>> copiers_;  // in the order of geometry_.copies
   std::unique_ptr<WorkerThreads> flusher_;
@@ -132,7 +137,9 @@ class FileDevice final : public Device, private RequestSink {
   std::vector<std::unique_ptr<RingThread>> ring_threads_;
   // For durable writes to block devices that are done in place; null: none are.
   std::mutex in_place_mutex_;
-  std::unique_ptr<Ring> in_place_ring_;  // used by the holder of in_place_mutex_
+  // Used by the holder of in_place_mutex_:
+  std::unique_ptr<Ring> in_place_ring_;
+  CompletionPoller in_place_poller_;
 };
 
 }  // namespace cofs

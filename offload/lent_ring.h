@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "offload/completion_poller.h"
 #include "offload/transfer_queue.h"
 
 namespace cofs {
@@ -20,23 +21,30 @@ class LentRing {
   static constexpr uint32_t kTransfersMax = 192;
   static constexpr uint32_t kEntries = 256;  // of a ring that is made for it, a power of two
 
-  LentRing(std::unique_ptr<Ring> ring, int fd, RequestSink& sink);
+  // `poller` is for poll().
+  LentRing(std::unique_ptr<Ring> ring, int fd, RequestSink& sink, CompletionPoller poller);
   ~LentRing();
   LentRing(const LentRing&) = delete;
 
   Ring& ring() { return *ring_; }
   // An entry of the device's ended.
-  void completed(void* tag, int32_t outcome) { transfers_.completed(tag, outcome); }
+  void completed(void* tag, int32_t outcome);
   // Takes out what ended, for the device to account for and post.
   std::vector<IoRequest*>& finished() { return transfers_.finished(); }
   // Puts into the ring what was collected; to be called after the core was left, before the ring is submitted.
   void fill();
+  // To be called before the thread sleeps for a completion: while it pays (CompletionPoller), and a single request is in the
+  // ring, it submits the ring, and returns when something has completed or some microseconds later.
+  void poll();
   // From now on this thread's requests go elsewhere. True when none is in the ring.
   bool close();
 
  private:
   std::unique_ptr<Ring> ring_;
   TransferQueue transfers_;
+  CompletionPoller poller_;
+  const void* single_ = nullptr;  // the tag of the request that poller_ has begun with
+  CompletionPoller::Clock::time_point poll_until_;
 };
 
 }  // namespace cofs

@@ -82,6 +82,10 @@ bool Transfer::advance(int64_t outcome) {
   return true;
 }
 
+bool Transfer::queue(Ring& ring, int fd) {
+  return is_write() ? ring.write(fd, vectors(), offset_, flags(), this) : ring.read(fd, vectors(), offset_, this);
+}
+
 void Transfer::run(int fd) {
   int64_t outcome = 0;
   do {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "offload/device.h"
+#include "offload/uring.h"
 
 namespace cofs {
 
@@ -21,14 +22,11 @@ class Transfer {
   // REQUIRES: a kRead or kWrite whose memory is block-aligned and sums to its range.
   void begin(IoRequest& request);
 
-  // What is still to be done, as the arguments of the next call; at most IOV_MAX vectors.
-  std::span<const iovec> vectors() const;
-  uint64_t offset() const { return offset_; }
-  bool is_write() const { return request_->op == IoRequest::Op::kWrite; }
-  int flags() const { return request_->durable ? RWF_DSYNC : 0; }  // of pwritev2(2)
   IoRequest& request() const { return *request_; }
 
-  // Takes the outcome of one call: bytes, or a negative errno. True when the request is finished,
+  // What is still to be done, as one entry of `ring`, whose tag is this. False when no entry is free.
+  bool queue(Ring& ring, int fd);
+  // Takes the outcome of one call or entry: bytes, or a negative errno. True when the request is finished,
   // with its result set: also at the end of a file that became too short (kIo, never zeros).
   bool advance(int64_t outcome);
   // The errno behind a failed result, 0 for an early end.
@@ -40,6 +38,10 @@ class Transfer {
  private:
   static constexpr uint32_t kRetriesMax = 1000;  // of one request, for calls that never got through
 
+  // The arguments of the next call; at most IOV_MAX vectors.
+  std::span<const iovec> vectors() const;
+  bool is_write() const { return request_->op == IoRequest::Op::kWrite; }
+  int flags() const { return request_->durable ? RWF_DSYNC : 0; }  // of pwritev2(2)
   void consume(uint64_t bytes);
 
   IoRequest* request_ = nullptr;

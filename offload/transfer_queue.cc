@@ -18,18 +18,14 @@ TransferQueue::TransferQueue(Ring& ring, int fd, RequestSink& sink, uint32_t in_
   }
 }
 
-bool TransferQueue::enqueue(Transfer& transfer) {
-  return transfer.is_write() ? ring_.write(fd_, transfer.vectors(), transfer.offset(), transfer.flags(), &transfer)
-                             : ring_.read(fd_, transfer.vectors(), transfer.offset(), &transfer);
-}
-
 void TransferQueue::fill() {
-  while (!to_queue_.empty() && enqueue(*to_queue_.back())) to_queue_.pop_back();
+  while (!to_queue_.empty() && to_queue_.back()->queue(ring_, fd_)) to_queue_.pop_back();
   while (to_queue_.empty() && !idle_.empty() && !waiting_.empty()) {
     Transfer* transfer = idle_.back();
     idle_.pop_back();
     transfer->begin(*waiting_.pop());
-    if (!enqueue(*transfer)) to_queue_.push_back(transfer);
+    last_ = transfer;
+    if (!transfer->queue(ring_, fd_)) to_queue_.push_back(transfer);
   }
 }
 
@@ -43,6 +39,7 @@ void TransferQueue::completed(void* tag, int32_t outcome) {
   if (!request.result) sink_.transfer_failed(request, transfer->error_number());
   finished_.push_back(&request);
   idle_.push_back(transfer);
+  if (last_ == transfer) last_ = nullptr;
 }
 
 }  // namespace cofs

@@ -38,12 +38,12 @@ class TransferQueue {
   std::vector<IoRequest*>& finished() { return finished_; }
   // What is in the ring, or on its way there.
   size_t in_flight() const { return transfers_.size() - idle_.size(); }
+  // What is in the ring by itself, if it was the last to be put there; else null.
+  const Transfer* single() const { return in_flight() == 1 ? last_ : nullptr; }
   // Nothing is in the ring, nor on its way there.
   bool is_idle() const { return idle_.size() == transfers_.size() && waiting_.empty(); }
 
  private:
-  bool enqueue(Transfer& transfer);
-
   Ring& ring_;
   int fd_;
   RequestSink& sink_;
@@ -52,6 +52,7 @@ class TransferQueue {
   std::vector<Transfer*> idle_;
   std::vector<Transfer*> to_queue_;  // begun, with a call to be made
   std::vector<IoRequest*> finished_;
+  const Transfer* last_ = nullptr;  // begun, and not ended
 };
 
 }  // namespace cofs

@@ -2,6 +2,7 @@
 
 #include <liburing.h>
 #include <poll.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -164,6 +165,15 @@ int Ring::submit_for(std::chrono::nanoseconds patience) {
   io_uring_cqe* first = nullptr;
   const int outcome = io_uring_submit_and_wait_timeout(ring_, &first, 1, &time, nullptr);
   return outcome < 0 ? -outcome : 0;
+}
+
+void Ring::poll(std::chrono::steady_clock::time_point until) {
+  submit_to(*ring_, false);  // what the kernel does not take now stays queued for the next time
+  while (io_uring_cq_ready(ring_) == 0) {
+    if (std::chrono::steady_clock::now() >= until) return;
+    sched_yield();
+    io_uring_get_events(ring_);
+  }
 }
 
 int Ring::submit(bool wait) {

@@ -61,6 +61,9 @@ class Ring {
   // The same, and waits for one completion, but not longer than this; then it is ETIME.
   int submit_for(std::chrono::nanoseconds patience);
 
+  // Starts what was queued, and looks for a completion, yielding the CPU all the while, until there is one, or until then.
+  void poll(std::chrono::steady_clock::time_point until);
+
   // Takes completions into `completions`, as many as are there; returns how many.
   uint32_t reap(std::span<RingCompletion> completions);
 

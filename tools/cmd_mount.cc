@@ -116,6 +116,7 @@ class MountProcess {
     TargetMode mode = options_.read_only ? TargetMode::kReadOnly : TargetMode::kReadWrite;
     MachineOptions machine_options =
         MachineOptions::for_server(arguments_.source, mode, options_.dirty_bytes);
+    machine_options.device.busy_poll = options_.busy_poll;
     Result<std::unique_ptr<Machine>> machine =
         Machine::open(arguments_.source, machine_options, *journal_);
     if (!machine) return fail_to_mount(arguments_.source, describe(machine.error()));

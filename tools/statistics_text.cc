@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "offload/file_device.h"
 #include "tools/command_line.h"
 
 namespace cofs {
@@ -193,6 +194,7 @@ std::string statistics_text(FileSystem& fs, const FuseServer& server) {
         {"segments_freed", counters.segments_freed},
         {"flushes", counters.flushes},
         {"durable_writes", counters.durable_writes},
+        {"polled_writes", server.options().device->counters().polled},
         {"commits", counters.commits},
         {"checkpoints", counters.checkpoints},
         {"checkpoint_waits", counters.checkpoint_waits},

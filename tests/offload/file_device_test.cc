@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "offload/base/cpus.h"
 #include "offload/base/sync.h"
 #include "offload/monitor.h"
 
@@ -80,6 +81,9 @@ class FileDeviceTest : public testing::Test {
   }
   void TearDown() override {
     device_.reset();
+    if (!loop_device_.empty()) {
+      EXPECT_TRUE(shell("losetup -d " + loop_device_));
+    }
     if (mounted_) {
       EXPECT_TRUE(shell("umount '" + directory_ + "/mnt'"));
     }
@@ -113,6 +117,18 @@ class FileDeviceTest : public testing::Test {
     }
     mounted_ = true;
     image_ = directory_ + "/mnt/image";
+    return true;
+  }
+
+  // A block device over image_, which it becomes; false where there is none to be had.
+  bool attach_loop_device() {
+    if (!create_image(image_, kBlocks * kBlockBytes)) return false;
+    FILE* pipe = popen(("losetup --find --show '" + image_ + "' 2>/dev/null").c_str(), "r");
+    if (pipe == nullptr) return false;
+    char name[64] = "";
+    const bool got = fscanf(pipe, "%63s", name) == 1;
+    if (pclose(pipe) != 0 || !got) return false;
+    loop_device_ = image_ = name;
     return true;
   }
 
@@ -247,6 +263,7 @@ class FileDeviceTest : public testing::Test {
   LineJournal journal_;
   std::string directory_;
   std::string image_;
+  std::string loop_device_;
   bool mounted_ = false;
   std::unique_ptr<FileDevice> device_;
 };
@@ -510,13 +527,7 @@ TEST_F(FileDeviceTest, ClosesRightAfterTheLastRequest) {
 }
 
 TEST_F(FileDeviceTest, WorksOnALoopDevice) {
-  ASSERT_TRUE(create_image(image_, kBlocks * kBlockBytes));
-  FILE* pipe = popen(("losetup --find --show '" + image_ + "' 2>/dev/null").c_str(), "r");
-  ASSERT_NE(pipe, nullptr);
-  char name[64] = "";
-  bool got = fscanf(pipe, "%63s", name) == 1;
-  if (pclose(pipe) != 0 || !got) GTEST_SKIP() << "no loop device to be had";
-  image_ = name;
+  if (!attach_loop_device()) GTEST_SKIP() << "no loop device to be had";
   open();
   EXPECT_TRUE(device_->geometry().is_block_device);
   EXPECT_EQ(device_->geometry().block_count, kBlocks);
@@ -529,8 +540,27 @@ TEST_F(FileDeviceTest, WorksOnALoopDevice) {
   run_soak(13, 32, 30);
   EXPECT_TRUE(run_blocking(monitor_, flush()));
   EXPECT_TRUE(run_blocking(monitor_, discard({64, 64})));
-  device_.reset();
-  EXPECT_TRUE(shell(std::string("losetup -d ") + name));
+}
+
+// On a device that is fast, unless that is forbidden. What they write is there either way.
+TEST_F(FileDeviceTest, DurableWritesArePolledFor) {
+  const std::string in_memory = "/dev/shm/cofs_device_" + std::to_string(getpid());
+  image_ = in_memory;
+  const bool attached = attach_loop_device();
+  unlink(in_memory.c_str());
+  if (!attached) GTEST_SKIP() << "no loop device in memory to be had";
+  constexpr uint64_t kWrites = 2000;
+  for (const bool allowed : {true, false}) {
+    FileDeviceOptions options;
+    options.busy_poll = allowed;
+    open(options);
+    const uint64_t version = allowed ? 7 : 8;
+    for (uint64_t i = 0; i < kWrites; i++) {
+      ASSERT_TRUE(run_blocking(monitor_, write_version({i, 1}, version, true)));
+    }
+    EXPECT_EQ(device_->counters().polled > 0, allowed && usable_cpus() > 1);
+    EXPECT_TRUE(run_blocking(monitor_, holds({0, 64}, 0, version)).value_or(false));
+  }
 }
 
 }  // namespace

@@ -440,6 +440,7 @@ constexpr cofs_ring_guest kRingGuest = {
     },
     .completed = [](void*, void*, int) {},
     .batch_ended = [](void*) {},
+    .before_sleep = [](void*) {},
     .may_end = [](void*) { return 1; },
     .thread_ends = [](void*) {},
 };

@@ -22,6 +22,8 @@ struct cofs_ring_guest {
   /* All that was there was handed over, requests to their handlers, completions to completed(). Entries that are put
    * into the ring, and answers that are given, until this returns go to the kernel together. */
   void (*batch_ended)(void *thread);
+  /* Before the thread sleeps until there is something in the ring; it may submit the ring, but takes nothing out. */
+  void (*before_sleep)(void *thread);
   /* From now on no requests come, and thread_ends() is called as soon as this returns other than 0 (it is asked after each
    * batch): nothing of the guest's is in the ring, and nothing will be. */
   int (*may_end)(void *thread);

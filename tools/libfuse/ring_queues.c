@@ -505,8 +505,9 @@ static void serve(struct ring_queue *queue) {
     }
     if (state == POOL_ENDING && guest->may_end(queue->guest_thread) != 0) return;
     put_answered(queue);
+    guest->before_sleep(queue->guest_thread);
     /* An error is an interrupted call, or one that goes on once completions are taken. */
-    io_uring_submit_and_wait(&queue->ring, 1);
+    if (io_uring_cq_ready(&queue->ring) == 0 || io_uring_sq_ready(&queue->ring) != 0) io_uring_submit_and_wait(&queue->ring, 1);
     pthread_mutex_lock(&queue->lock);
     queue->asleep = false;
     pthread_mutex_unlock(&queue->lock);
