@@ -76,7 +76,8 @@ class FuseServer {
   static constexpr double kEntrySeconds = 86'400;
   static constexpr double kAttributeSeconds = 86'400;
   static constexpr double kNegativeSeconds = 3'600;
-  static constexpr uint32_t kRequestBytesMax = 1U << 20;  // of one read or write
+  // Of one read or write: as many pages as Linux allows unless fs.fuse.max_pages_limit was raised (256 since 6.13, and before that for good).
+  static constexpr uint32_t kRequestBytesMax = 1U << 20;
   static constexpr uint32_t kBackgroundMax = 64;
   static constexpr uint32_t kBackgroundCongested = 48;
   static constexpr uint32_t kThreadsMax = 32;
