@@ -3,7 +3,8 @@
 // Who sleeps until the device is done pays for being woken, on an idle CPU often more than the device takes. Looking costs
 // processor time instead, and helps only where the device answers soon. So both are measured, all the time: one wait in 32 is
 // spent in the other way, and the rest look while that takes less than 90 % of the time that sleeping takes, on moving
-// averages. docs/decisions/0020 has the figures, and why only durable writes are polled for.
+// averages. Where others want the CPU, who yields it while looking may have it back much later: then it is not looked for a while, nor
+// tried. docs/decisions/0020 has the figures, and why only durable writes are polled for.
 //
 // One wait at a time: it is used by one thread, or by several in turns.
 #pragma once
@@ -26,6 +27,9 @@ class CompletionPoller {
   // A moving average is one of as many waits. Before each way had so many, both are tried equally often.
   static constexpr int64_t kAverageOf = 16;
   static constexpr uint32_t kTryEvery = 32;
+  // A thread that looks and has waited for so long was kept from its CPU, or the device is slow; and for how long it then only sleeps.
+  static constexpr std::chrono::milliseconds kKeptAfter{1};
+  static constexpr std::chrono::milliseconds kRest{200};
 
   // `allowed` false: always sleep. On a single CPU looking takes from others what they need to be done. `found` counts the writes
   // whose end was found by looking; it must outlive this.
@@ -42,11 +46,12 @@ class CompletionPoller {
     int64_t nanoseconds = 0;
     void add(int64_t sample);
   };
-  bool shall_poll();
+  bool shall_poll(Clock::time_point now);
 
   const bool allowed_;
   std::atomic<uint64_t>& found_;
   uint32_t waits_ = 0;
+  Clock::time_point rest_until_;
   Average slept_;
   Average polled_;
   // Of the wait that has begun:
