@@ -29,7 +29,6 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
   const uint32_t head = static_cast<uint32_t>(data.offset % kBlockBytes);
   const uint32_t tail = static_cast<uint32_t>(end_of(data) % kBlockBytes);
   BufferRef old;
-  bool head_was_at_hand = false;
   for (uint64_t block = first; block <= last; block = block == last ? last + 1 : last) {
     const uint32_t from = block == first ? head : 0;
     const uint32_t to = block == last && tail != 0 ? tail : kBlockBytes;
@@ -44,15 +43,13 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
       auto recalled = co_await recall_block(inode, block, old->data());
       COFS_CO_TRY(recalled);
       bool at_hand = *recalled;
-      const bool goes_on = block > first ? head_was_at_hand : from == 0 && block > 0 && is_at_hand(inode, block - 1);
-      if (!at_hand && !in_memory && goes_on) {
+      if (!at_hand && !in_memory && goes_on_from_another(inode, data)) {
         at_hand = co_await read_edges_ahead(inode, block, old->data());
       }
       if (!at_hand) {
         auto read = co_await read_file_blocks(inode, block, 1, old->data(), nullptr);
         COFS_CO_TRY(read);
       }
-      if (block == first) head_was_at_hand = *recalled || in_memory;
       std::memcpy(target, old->data(), from);
       std::memcpy(target + to, old->data() + to, kBlockBytes - to);
     } else {
@@ -64,8 +61,10 @@ Task<Result<>> Files::Impl::complete_edges(Inode& inode, WriteData& data) {
   co_return Result<>();
 }
 
-bool Files::Impl::is_at_hand(const Inode& inode, uint64_t file_block) const {
-  return inode.data.overlaps(file_block, 1) || recent_edges.knows(inode.ino, file_block);
+bool Files::Impl::goes_on_from_another(const Inode& inode, const WriteData& data) const {
+  if (data.offset == 0) return false;
+  const uint64_t before = (data.offset - 1) / kBlockBytes;  // the block of the byte before it
+  return inode.data.overlaps(before, 1) || recent_edges.knows(inode.ino, before);
 }
 
 Task<Result<bool>> Files::Impl::recall_block(Inode& inode, uint64_t file_block, std::byte* target) {

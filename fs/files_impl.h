@@ -175,8 +175,8 @@ struct Files::Impl {
   Task<Result<>> admit_write(Inode& inode, const WriteData& data, Unprivileged kill_privileges);
   Task<Result<>> write_locked(Inode& inode, WriteData& data);
   Task<Result<>> complete_edges(Inode& inode, WriteData& data);
-  // Whether it can be completed without a read, for all that is known without looking at the file's map.
-  bool is_at_hand(const Inode& inode, uint64_t file_block) const;
+  // Whether it begins in the block in which one ended a moment ago, or right behind that.
+  bool goes_on_from_another(const Inode& inode, const WriteData& data) const;
   Task<bool> read_edges_ahead(Inode& inode, uint64_t file_block, std::byte* target);
   // A block that was written in part a moment ago, without reading it. False: it is to be read.
   Task<Result<bool>> recall_block(Inode& inode, uint64_t file_block, std::byte* target);
